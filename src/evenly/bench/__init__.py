@@ -1,0 +1,1 @@
+"""The benchmark: refuses to print a time for a wrong result."""

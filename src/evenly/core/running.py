@@ -1,0 +1,54 @@
+"""Running averages: from "batches seen, this one included" to "weight of this batch"."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+Average = Callable[[int], float]
+
+
+def ema(momentum: float) -> Average:
+    """Exponential average: every batch enters with weight ``momentum`` (PyTorch's default 0.1).
+
+    Example:
+        >>> ema(0.1)(1), ema(0.1)(1000)
+        (0.1, 0.1)
+    """
+    return lambda seen: momentum
+
+
+def cumulative() -> Average:
+    """Plain average: all batches count alike (PyTorch's ``momentum=None``).
+
+    Example:
+        >>> cumulative()(4)
+        0.25
+    """
+    return lambda seen: 1.0 / seen
+
+
+def debiased(momentum: float) -> Average:
+    """Exponential average without the pull of its initial value (as in Adam).
+
+    The weight is ``momentum / (1 - (1 - momentum)**seen)``: 1 for the first batch, so that the
+    initial value leaves no trace, and ``momentum`` in the long run.
+
+    Example:
+        >>> debiased(0.1)(1)
+        1.0
+    """
+    return lambda seen: momentum / (1.0 - (1.0 - momentum) ** seen) if momentum else 0.0
+
+
+def average(name: str, momentum: float | None) -> Average:
+    """The running average of a layer's ``average`` and ``momentum`` arguments.
+
+    ``momentum=None`` is the cumulative average whatever ``name`` says, as in PyTorch.
+    """
+    if momentum is None:
+        return cumulative()
+    if name == "ema":
+        return ema(momentum)
+    if name == "debiased":
+        return debiased(momentum)
+    raise ValueError(f'average must be "ema" or "debiased", got {name!r}; for a cumulative average set momentum=None.')

@@ -1,0 +1,1 @@
+"""The lab: one question per experiment, on real data, judged by rule."""
