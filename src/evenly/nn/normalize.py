@@ -242,11 +242,15 @@ def _differentiate(
             residual = saved
     inputs = [x, weight, bias, residual]
     # Aliases: a tensor used twice (x as its own residual) must get two gradients.
-    aliases = [t.view_as(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=False)]
+    aliases = [_alias(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=False)]
     y = differentiable(aliases[0], call, *aliases[1:], mask, given, None)  # type: ignore[arg-type]
     wanted = [t for t, need in zip(aliases, needs, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))  # type: ignore[arg-type]
     return (*(next(gradients) if need else None for need in needs[:4]), None, None, None, None, None)
+
+
+def _alias(t: Tensor) -> Tensor:
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
 
 
 def _own(y: Tensor) -> Tensor:
