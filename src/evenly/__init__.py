@@ -1,5 +1,47 @@
-"""evenly: batch normalization and its family, fast, honest and visible."""
+"""evenly: batch normalization and its family, fast, honest and visible.
 
-from __future__ import annotations
+Public names are loaded when first used, so that ``import evenly`` does not import torch.
+"""
 
+from importlib import import_module, metadata
 from typing import Any
+
+_HOME = {
+    "BatchNorm": "nn.batchnorm",
+    "BatchNorm1d": "nn.batchnorm",
+    "BatchNorm2d": "nn.batchnorm",
+    "BatchNorm3d": "nn.batchnorm",
+    "LayerNorm": "nn.modules",
+    "RMSNorm": "nn.modules",
+    "GroupNorm": "nn.modules",
+    "InstanceNorm1d": "nn.modules",
+    "InstanceNorm2d": "nn.modules",
+    "InstanceNorm3d": "nn.modules",
+    "functional": "nn.functional",
+    "use_backend": "backends",
+}
+_MODULES = {"functional"}
+
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str) -> Any:
+    if name == "__version__":
+        return _version()
+    if name not in _HOME:
+        raise AttributeError(f"module 'evenly' has no attribute {name!r}")
+    module = import_module(f"evenly.{_HOME[name]}")
+    value = module if name in _MODULES else getattr(module, name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]
+
+
+def _version() -> str:
+    try:
+        return metadata.version("evenly")
+    except metadata.PackageNotFoundError:  # from a plain PYTHONPATH
+        return "0.1.0"

@@ -93,7 +93,9 @@ def backward(
     """
     sums = local = None
     if affine or (measured and dx):
-        sums = local = steps.backward_sums(dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing)
+        sums = local = steps.backward_sums(
+            dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing
+        )
         if add is not None and measured:
             sums = add(local)
     dx_, dres = None, None

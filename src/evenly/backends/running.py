@@ -34,7 +34,7 @@ class Running(NamedTuple):
 
     def factor(self) -> float | Tensor:
         """Weight of the batch at hand: a number, or a 0-d tensor where the counter decides it."""
-        seen: float | Tensor = 1 if self.batches is None else self.batches + 1
+        seen: float | Tensor = 1 if self.batches is None else (self.batches + 1).to(self.mean.dtype)
         return self.average(seen)  # type: ignore[arg-type]  # the averages are arithmetic: tensors pass
 
 

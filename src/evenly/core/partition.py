@@ -93,8 +93,7 @@ class Partition:
         if groups < 1 or channels % groups:
             divisors = ", ".join(str(d) for d in range(1, channels + 1) if channels % d == 0)
             raise ValueError(
-                f"{channels} channels cannot split into {groups} groups; "
-                f"groups must divide channels ({divisors})."
+                f"{channels} channels cannot split into {groups} groups; groups must divide channels ({divisors})."
             )
         samples = shape[0] if channel else 1
         places = before // samples if samples else 0

@@ -1,0 +1,14 @@
+from evenly.backends import use_backend as use_backend
+from evenly.nn import functional as functional
+from evenly.nn.batchnorm import BatchNorm as BatchNorm
+from evenly.nn.batchnorm import BatchNorm1d as BatchNorm1d
+from evenly.nn.batchnorm import BatchNorm2d as BatchNorm2d
+from evenly.nn.batchnorm import BatchNorm3d as BatchNorm3d
+from evenly.nn.modules import GroupNorm as GroupNorm
+from evenly.nn.modules import InstanceNorm1d as InstanceNorm1d
+from evenly.nn.modules import InstanceNorm2d as InstanceNorm2d
+from evenly.nn.modules import InstanceNorm3d as InstanceNorm3d
+from evenly.nn.modules import LayerNorm as LayerNorm
+from evenly.nn.modules import RMSNorm as RMSNorm
+
+__version__: str
