@@ -34,7 +34,7 @@ def debiased(momentum: float) -> Average:
     initial value leaves no trace, and ``momentum`` in the long run.
 
     Example:
-        >>> debiased(0.1)(1)
+        >>> debiased(0.5)(1)
         1.0
     """
     return lambda seen: momentum / (1.0 - (1.0 - momentum) ** seen) if momentum else 0.0
