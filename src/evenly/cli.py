@@ -1,0 +1,103 @@
+"""The command line: one function per command.
+
+torch takes seconds to import, and ``--help`` must answer at once: a command imports its tool in
+its own body, never at the top of this file.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import click
+
+import evenly
+
+
+class OneLineErrors(click.Group):
+    """A group of commands that answers wrong use with one line and exit status 2."""
+
+    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+        """Run a command; leave by `sys.exit` with its status."""
+        if not standalone_mode:
+            return super().main(*args, standalone_mode=False, **extra)
+        try:
+            status = super().main(*args, standalone_mode=False, **extra)
+        except click.ClickException as error:
+            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "evenly"
+            message = " ".join(error.format_message().split())
+            click.echo(f"{command}: {message} ({command} --help says more)", err=True)
+            sys.exit(error.exit_code)
+        except click.Abort:
+            click.echo("interrupted", err=True)
+            sys.exit(130)
+        sys.exit(status if isinstance(status, int) else 0)
+
+
+@contextmanager
+def wrong_use() -> Iterator[None]:
+    """Turn a tool's refusal of what the user typed into one line and exit status 2.
+
+    Put only the checks inside, not the work: a `ValueError` there would be a bug of ours, and a bug
+    deserves its traceback.
+    """
+    try:
+        yield
+    except (ValueError, OSError, ImportError) as error:
+        raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
+
+
+def _examples(*lines: str) -> str:
+    r"""An epilog of examples; ``\b`` keeps click from re-wrapping them."""
+    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+
+
+@click.group(
+    cls=OneLineErrors,
+    invoke_without_command=True,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    epilog=_examples(
+        "evenly lab                  run the experiments, write the report",
+        "evenly explain              one epoch by hand: 30 samples, batches of 5",
+        "evenly info                 what is built and what runs it",
+    ),
+)
+@click.option("--version", "ask_version", is_flag=True, help="Print evenly's version and leave.")
+@click.pass_context
+def main(context: click.Context, ask_version: bool) -> None:
+    """Batch normalization and its family: fast layers, honest statistics, tools that show both."""
+    if ask_version:
+        click.echo(f"evenly {evenly.__version__}")
+        context.exit()
+    if context.invoked_subcommand is None:
+        click.echo(context.get_help())
+
+
+@main.command(epilog=_examples("evenly explain", "evenly explain | less"))
+def explain() -> None:
+    """One epoch of batch normalization by hand: 30 samples, batches of 5, every number shown."""
+    from rich.console import Console
+
+    from evenly.lab import explain, explain_page
+
+    explain_page.show(explain.epoch(), Console(highlight=False))
+
+
+@main.command(epilog=_examples("evenly info", "evenly info --json"))
+@click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
+def info(as_json: bool) -> None:
+    """What is installed, what is built, and which kernels run on this machine."""
+    import json
+
+    from evenly.versions import show_versions, versions
+
+    if as_json:
+        click.echo(json.dumps(versions(), indent=2))
+    else:
+        show_versions()
+
+
+if __name__ == "__main__":
+    main()
