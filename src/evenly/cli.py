@@ -7,7 +7,7 @@ its own body, never at the top of this file.
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -19,12 +19,19 @@ import evenly
 class OneLineErrors(click.Group):
     """A group of commands that answers wrong use with one line and exit status 2."""
 
-    def main(self, *args: Any, standalone_mode: bool = True, **extra: Any) -> Any:
+    def main(
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        complete_var: str | None = None,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> Any:
         """Run a command; leave by `sys.exit` with its status."""
         if not standalone_mode:
-            return super().main(*args, standalone_mode=False, **extra)
+            return super().main(args, prog_name, complete_var, False, **extra)
         try:
-            status = super().main(*args, standalone_mode=False, **extra)
+            status = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "evenly"
             message = " ".join(error.format_message().split())
@@ -77,18 +84,21 @@ def main(context: click.Context, ask_version: bool) -> None:
 
 @main.command(epilog=_examples("evenly explain", "evenly explain | less"))
 def explain() -> None:
-    """One epoch of batch normalization by hand: 30 samples, batches of 5, every number shown."""
+    """Show one epoch by hand: 30 samples, batches of 5.
+
+    A three-layer network; every number of its first batch norm, and one prediction at the end.
+    """
     from rich.console import Console
 
-    from evenly.lab import explain, explain_page
+    from evenly.lab import explain_page
 
-    explain_page.show(explain.epoch(), Console(highlight=False))
+    explain_page.show(Console(highlight=False))
 
 
 @main.command(epilog=_examples("evenly info", "evenly info --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def info(as_json: bool) -> None:
-    """What is installed, what is built, and which kernels run on this machine."""
+    """Say what is installed, built and used."""
     import json
 
     from evenly.versions import show_versions, versions
@@ -100,4 +110,4 @@ def info(as_json: bool) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(prog_name="evenly")

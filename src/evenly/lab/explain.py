@@ -6,11 +6,15 @@ can be checked in the head, and every later one with a pocket calculator from th
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from evenly.nn.batchnorm import BatchNorm1d
 
 MOMENTUM = 0.1
 RATE = 0.25
@@ -121,29 +125,122 @@ class Epoch:
     eps: float
 
 
-def network() -> nn.Sequential:
-    """The network at its start: two hidden layers of two neurons, each with a norm and ReLU, and one output."""
-    model = nn.Sequential(
-        nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()),
-        nn.Linear(2, 2), nn.Sequential(nn.BatchNorm1d(2), nn.ReLU()),
-        nn.Linear(2, 1),
-    ).double()  # fmt: skip
-    start = (([[1, 1], [1, -1]], [5, -3]), ([[1, 1], [-1, 1]], [0, 0]), ([[0.5, 0.5]], [0]))
-    with torch.no_grad():
-        for layer, (weight, bias) in zip((model[0], model[2], model[4]), start, strict=True):
-            layer.weight.copy_(torch.tensor(weight))
-            layer.bias.copy_(torch.tensor(bias))
-    return model
+class Network(nn.Module):
+    """Two hidden layers of two neurons, each with a norm and ReLU, and one output."""
+
+    def __init__(self, average: str = "ema") -> None:
+        super().__init__()
+        norm = partial(BatchNorm1d, 2, momentum=MOMENTUM, average=average, activation="relu")
+        self.linear1, self.norm1 = nn.Linear(2, 2), norm()
+        self.linear2, self.norm2 = nn.Linear(2, 2), norm()
+        self.last = nn.Linear(2, 1)
+        self.double()
+        with torch.no_grad():
+            _set(self.linear1, [[1, 1], [1, -1]], [5, -3])
+            _set(self.linear2, [[1, 1], [-1, 1]], [0, 0])
+            _set(self.last, [[0.5, 0.5]], [0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        """One answer for each sample."""
+        return self.after_first(self.norm1(self.linear1(x)))
+
+    def after_first(self, out: Tensor) -> Tensor:
+        """The answers from the first norm's output on."""
+        answers: Tensor = self.last(self.norm2(self.linear2(out)))
+        return answers.flatten()
 
 
-def epoch() -> Epoch:
+def _set(linear: nn.Linear, weight: list[list[float]], bias: list[float]) -> None:
+    linear.weight.copy_(torch.tensor(weight))
+    linear.bias.copy_(torch.tensor(bias))
+
+
+def epoch(average: str = "ema") -> Epoch:
     """Train one epoch with plain gradient descent and keep every number of the first layer.
+
+    Args:
+        average: the running average of the norms, ``"ema"`` or ``"debiased"``.
 
     Example:
         >>> first = epoch().steps[0]
         >>> first.mean, first.std
         ([15.0, -3.0], [2.0, 2.0])
     """
-    model = network().train()
+    model = Network(average).train()
     steps = [_step(model, batch) for batch in BATCHES]
-    return Epoch(steps, _predict(model), model[1].eps)
+    return Epoch(steps, _predict(model), model.norm1.eps)
+
+
+def _step(model: Network, batch: tuple[tuple[int, int], ...]) -> Step:
+    linear, norm = model.linear1, model.norm1
+    before = {name: value.tolist() for name, value in model.state_dict().items()}
+    z = linear(_tensor(batch))
+    out = norm(z)
+    loss = F.mse_loss(model.after_first(out), _tensor([target(sample) for sample in batch]))
+    parameters = dict(model.named_parameters())
+    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
+    mean, var = z.detach().mean(0), z.detach().var(0, correction=0)
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.sub_(RATE * gradients[name])
+    after = model.state_dict()
+    return Step(
+        inputs=batch,
+        linear_weight=before["linear1.weight"],
+        linear_bias=before["linear1.bias"],
+        z=z.tolist(),
+        mean=mean.tolist(),
+        std=var.sqrt().tolist(),
+        xhat=((z - mean) / (var + norm.eps).sqrt()).tolist(),
+        weight=before["norm1.weight"],
+        bias=before["norm1.bias"],
+        out=out.tolist(),
+        loss=loss.item(),
+        linear_weight_grad=gradients["linear1.weight"].tolist(),
+        linear_bias_grad=gradients["linear1.bias"].tolist(),
+        weight_grad=gradients["norm1.weight"].tolist(),
+        bias_grad=gradients["norm1.bias"].tolist(),
+        running_mean=after["norm1.running_mean"].tolist(),
+        running_var=after["norm1.running_var"].tolist(),
+    )
+
+
+@torch.no_grad()
+def _predict(model: Network) -> Prediction:
+    asked = _tensor([ASKED])
+    company = [torch.cat([asked, _tensor(batch[1:])]) for batch in BATCHES]
+    # Copies, because a forward in training mode would move the running statistics.
+    training = [copy.deepcopy(model).train()(batch)[0].item() for batch in company]
+    model.eval()
+    state = model.state_dict()
+    layers, x = [], asked
+    for k, linear, norm in ((1, model.linear1, model.norm1), (2, model.linear2, model.norm2)):
+        mean, var = state[f"norm{k}.running_mean"], state[f"norm{k}.running_var"]
+        z = linear(x)
+        x = norm(z)
+        layers.append(
+            Layer(
+                linear_weight=state[f"linear{k}.weight"].tolist(),
+                linear_bias=state[f"linear{k}.bias"].tolist(),
+                running_mean=mean.tolist(),
+                running_var=var.tolist(),
+                weight=state[f"norm{k}.weight"].tolist(),
+                bias=state[f"norm{k}.bias"].tolist(),
+                z=z[0].tolist(),
+                xhat=((z - mean) / (var + norm.eps).sqrt())[0].tolist(),
+                out=x[0].tolist(),
+            )
+        )
+    return Prediction(
+        layers=layers,
+        last_weight=model.last.weight[0].tolist(),
+        last_bias=model.last.bias.item(),
+        alone=model(asked).item(),
+        among=[model(batch)[0].item() for batch in company],
+        among_all=model(torch.cat(company))[0].item(),
+        training=training,
+    )
+
+
+def _tensor(values: object) -> Tensor:
+    return torch.tensor(values, dtype=torch.float64)

@@ -1,0 +1,92 @@
+# Every target sets itself up: a virtual environment in .venv, torch, the kernels, the tools it needs.
+# A second run finds the stamps and starts at once.
+#
+#   make lab            run the experiments, write the report         make lab ARGS="--all --quick"
+#   make test           the tests                                     make test ARGS="-k moments"
+#   make check          formatters, linters, types, floors, spelling, generated pages
+#   make bench          the norm kernels against their peers          make bench ARGS="--shapes resnet50"
+#   make docs           write the generated pages anew
+#   make check-native   the kernels under the address, undefined-behaviour and thread sanitizers
+#   make test-keras-jax the Keras face on Keras's JAX backend
+#   make clean          remove what was built, .venv included
+#
+# TORCH chooses another release of torch: make test TORCH="torch==2.10.0".
+# PYTHON chooses the interpreter that makes .venv; it must be 3.11 or later.
+
+PYTHON ?= python3
+TORCH  ?= torch==2.13.0
+VENV   ?= .venv
+ARGS   ?=
+JOBS   ?= 2
+
+bin := $(VENV)/bin
+pip := $(bin)/python -m pip --disable-pip-version-check --no-input
+# The release of torch is part of the stamp's name, so that another TORCH is installed when asked for.
+torch_stamp := $(VENV)/stamps/$(subst =,-,$(subst >,,$(subst <,,$(TORCH))))
+sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
+
+.DEFAULT_GOAL := help
+.PHONY: help lab test check bench docs check-native test-keras-jax clean
+.DELETE_ON_ERROR:
+
+help:
+	@sed -n 's/^#   //p' Makefile
+
+lab: $(VENV)/stamps/lab
+	$(bin)/evenly lab $(ARGS)
+
+test: $(VENV)/stamps/dev
+	$(bin)/python -m pytest -n $(JOBS) $(ARGS)
+
+check: $(VENV)/stamps/dev
+	$(bin)/ruff format --check .
+	$(bin)/ruff check .
+	$(bin)/mypy
+	$(bin)/lint-imports --no-timestamp
+	$(bin)/codespell
+	$(bin)/clang-format --dry-run -Werror $(wildcard csrc/*.hpp csrc/*.cpp csrc/*/*.cpp)
+	$(bin)/python docs/generate.py --check
+
+bench: $(VENV)/stamps/dev
+	$(bin)/evenly bench $(ARGS)
+
+docs: $(VENV)/stamps/dev
+	$(bin)/python docs/generate.py
+
+check-native: $(VENV)/stamps/dev
+	$(MAKE) -C csrc check PYTHON=$(abspath $(bin)/python)
+
+test-keras-jax: $(VENV)/stamps/jax
+	KERAS_BACKEND=jax $(bin)/python -m pytest -n $(JOBS) tests/test_keras.py $(ARGS)
+
+clean:
+	rm -rf $(VENV) build dist
+
+$(VENV)/stamps/venv:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
+	  || { echo "evenly needs Python 3.11 or later, $(PYTHON) is $$($(PYTHON) --version): make PYTHON=python3.11 …"; exit 1; }
+	@$(PYTHON) -c 'import ensurepip, venv' \
+	  || { echo "$(PYTHON) cannot make virtual environments: on Debian, apt-get install python3-venv"; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+	mkdir -p $(@D) && touch $@
+
+# torch first and alone, then pinned: resolving it again could swap it for a build with CUDA.
+$(torch_stamp): $(VENV)/stamps/venv
+	$(pip) install --quiet "$(TORCH)"
+	$(pip) freeze | grep -i '^torch==' > $(VENV)/constraints.txt
+	$(pip) install --quiet --constraint $(VENV)/constraints.txt "scikit-build-core>=0.11" "nanobind>=2.4" "cmake>=3.26" "ninja>=1.11"
+	rm -f $(VENV)/stamps/lab $(VENV)/stamps/dev $(VENV)/stamps/jax
+	touch $@
+
+# Editable: Python files are read where they lie; the kernels are compiled when a source of theirs changes.
+$(VENV)/stamps/lab: $(torch_stamp) $(sources)
+	$(pip) install --quiet --constraint $(VENV)/constraints.txt --no-build-isolation --editable ".[lab]"
+	touch $@
+
+$(VENV)/stamps/dev: $(torch_stamp) $(sources)
+	$(pip) install --quiet --constraint $(VENV)/constraints.txt --no-build-isolation --editable ".[dev]"
+	touch $@ $(VENV)/stamps/lab
+
+$(VENV)/stamps/jax: $(VENV)/stamps/dev
+	$(pip) install --quiet --constraint $(VENV)/constraints.txt "jax[cpu]"
+	touch $@
