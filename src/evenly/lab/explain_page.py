@@ -110,14 +110,18 @@ def _remark(number: int, step: Step, old: float) -> str:
 
 
 def _averages(run: Epoch) -> Section:
-    lines = ["batch    mean 1  running mean 1    mean 2  running mean 2    var 1  running var 1"]
+    lines = [
+        "              neuron 1                 neuron 2                 neuron 1",
+        "batch       mean    running          mean    running           var    running",
+    ]
     for number, step in enumerate(run.steps, 1):
-        size = len(step.inputs)
-        lines.append(
-            f"{number:>5}{_number(step.mean[0]):>10}{_number(step.running_mean[0]):>16}"
-            f"{_number(step.mean[1]):>10}{_number(step.running_mean[1]):>16}"
-            f"{_number(step.std[0] ** 2 * size / (size - 1)):>9}{_number(step.running_var[0]):>15}"
+        unbiased = step.std[0] ** 2 * len(step.inputs) / (len(step.inputs) - 1)
+        columns = (
+            (step.mean[0], step.running_mean[0]),
+            (step.mean[1], step.running_mean[1]),
+            (unbiased, step.running_var[0]),
         )
+        lines.append(f"{number:>5}" + "   ".join(f"{_number(a):>11}{_number(b):>11}" for a, b in columns))
     left = (1 - MOMENTUM) ** len(run.steps)
     return Section(
         "Six means and their running average",
@@ -129,10 +133,11 @@ def _averages(run: Epoch) -> Section:
 
 
 def _redundant_bias(run: Epoch) -> Section:
-    lines = ["batch    gradient of b          of W (row 1)          of weight           of bias"]
+    heads = ("gradient of b", "of W, neuron 1", "of weight", "of bias")
+    lines = ["batch  " + "   ".join(f"{head:>15}" for head in heads)]
     for number, step in enumerate(run.steps, 1):
         cells = (step.linear_bias_grad, step.linear_weight_grad[0], step.weight_grad, step.bias_grad)
-        lines.append(f"{number:>5}  " + "  ".join(" ".join(f"{n:>8}" for n in _numbers(cell)) for cell in cells))
+        lines.append(f"{number:>5}  " + "   ".join(f"{a:>7} {b:>7}" for a, b in map(_numbers, cells)))
     return Section(
         "The redundant bias",
         "b moves every z of a neuron and their mean alike, so xhat does not feel it: its gradient is zero. "

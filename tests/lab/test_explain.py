@@ -1,0 +1,225 @@
+"""The worked example, recomputed in plain Python numbers."""
+
+from __future__ import annotations
+
+from math import sqrt
+
+import pytest
+
+from evenly.lab import explain, explain_page
+from evenly.lab.explain import ASKED, MOMENTUM, RATE, Epoch, Step, target
+
+CLOSE = 1e-10  # float64, a few hundred operations, values up to 30
+
+
+@pytest.fixture(scope="module")
+def run() -> Epoch:
+    """One epoch, computed by evenly's layers."""
+    return explain.epoch()
+
+
+class Dual:
+    """A number and its derivative by one parameter: just enough arithmetic for the network."""
+
+    def __init__(self, value, slope=0.0):
+        self.value, self.slope = value, slope
+
+    def __add__(self, other):
+        other = dual(other)
+        return Dual(self.value + other.value, self.slope + other.slope)
+
+    def __sub__(self, other):
+        other = dual(other)
+        return Dual(self.value - other.value, self.slope - other.slope)
+
+    def __mul__(self, other):
+        other = dual(other)
+        return Dual(self.value * other.value, self.slope * other.value + self.value * other.slope)
+
+    def __truediv__(self, other):
+        other = dual(other)
+        quotient = self.value / other.value
+        return Dual(quotient, (self.slope - quotient * other.slope) / other.value)
+
+    def sqrt(self):
+        """Square root."""
+        root = sqrt(self.value)
+        return Dual(root, self.slope / (2 * root))
+
+    def relu(self):
+        """The larger of zero and the number; slope 0 at 0, as everywhere."""
+        return self if self.value > 0 else Dual(0.0)
+
+
+def dual(number):
+    """A plain number as a constant."""
+    return number if isinstance(number, Dual) else Dual(number)
+
+
+def total(terms):
+    """The sum of duals."""
+    return sum(terms, Dual(0.0))
+
+
+def columns(rows):
+    """Rows to columns."""
+    return [list(column) for column in zip(*rows, strict=True)]
+
+
+def dense(rows, weight, bias):
+    """A linear layer, one row a sample."""
+    return [[total(dual(w) * x for w, x in zip(ws, row, strict=True)) + b for ws, b in zip(weight, bias, strict=True)]
+            for row in rows]  # fmt: skip
+
+
+def batch_norm(rows, weight, bias, eps):
+    """Normalise over the rows, scale, shift, ReLU; one neuron at a time."""
+    out = []
+    for column, w, b in zip(columns(rows), weight, bias, strict=True):
+        mean = total(column) / len(column)
+        var = total((v - mean) * (v - mean) for v in column) / len(column)
+        out.append([((v - mean) / (var + eps).sqrt() * w + b).relu() for v in column])
+    return columns(out)
+
+
+def values(rows):
+    """The numbers of rows of duals."""
+    return [[x.value for x in row] for row in rows]
+
+
+def loss(parameters, batch, eps):
+    """Mean squared error of the whole network on one batch, in training mode."""
+    hidden = batch
+    for k in ("1", "2"):
+        linear = [parameters["w" + k][:2], parameters["w" + k][2:]]
+        z = dense(hidden, linear, parameters["b" + k])
+        hidden = batch_norm(z, parameters["weight" + k], parameters["bias" + k], eps)
+    answers = [
+        row[0] - target(s) for row, s in zip(dense(hidden, [parameters["w3"]], parameters["b3"]), batch, strict=True)
+    ]
+    return total(a * a for a in answers) / len(batch)
+
+
+def gradients(parameters, batch, eps):
+    """Of the loss by every parameter, by seeding one derivative at a time."""
+    found = {name: [] for name in parameters}
+    for name, numbers in parameters.items():
+        for i in range(len(numbers)):
+            seeded = {**parameters, name: [Dual(v, float(i == j)) for j, v in enumerate(numbers)]}
+            found[name].append(loss(seeded, batch, eps).slope)
+    return found
+
+
+def test_first_batch_is_whole_numbers(run: Epoch) -> None:
+    """The first batch has mean 15 and -3, standard deviation 2, and running mean 1.5: done in the head."""
+    first = run.steps[0]
+
+    assert first.mean == [15.0, -3.0]
+    assert first.std == [2.0, 2.0]
+    assert first.running_mean == pytest.approx([1.5, -0.3], abs=1e-15)
+    assert first.running_var == pytest.approx([1.4, 1.4], abs=1e-15)
+
+
+def test_each_batch_by_hand(run: Epoch) -> None:
+    """Pre-activations, mean, standard deviation, normalised values and output follow from the inputs listed."""
+    for step in run.steps:
+        z = values(dense(step.inputs, step.linear_weight, step.linear_bias))
+        assert step.z == [pytest.approx(row, abs=CLOSE) for row in z]
+        for neuron, column in enumerate(columns(z)):
+            mean = sum(column) / 5
+            var = sum((v - mean) ** 2 for v in column) / 5
+            xhat = [(v - mean) / sqrt(var + run.eps) for v in column]
+
+            assert step.mean[neuron] == pytest.approx(mean, abs=CLOSE)
+            assert step.std[neuron] == pytest.approx(sqrt(var), abs=CLOSE)
+            assert [row[neuron] for row in step.xhat] == pytest.approx(xhat, abs=CLOSE)
+            out = [max(0.0, step.weight[neuron] * v + step.bias[neuron]) for v in xhat]
+            assert [row[neuron] for row in step.out] == pytest.approx(out, abs=CLOSE)
+
+
+def test_running_averages_by_hand(run: Epoch) -> None:
+    """Each step keeps nine tenths of the running statistics; the variance enters in its unbiased form."""
+    mean, var = [0.0, 0.0], [1.0, 1.0]
+    for step in run.steps:
+        for neuron in (0, 1):
+            mean[neuron] += MOMENTUM * (step.mean[neuron] - mean[neuron])
+            var[neuron] += MOMENTUM * (step.std[neuron] ** 2 * 5 / 4 - var[neuron])
+
+        assert step.running_mean == pytest.approx(mean, abs=CLOSE)
+        assert step.running_var == pytest.approx(var, abs=CLOSE)
+
+
+def test_the_whole_epoch_in_plain_numbers(run: Epoch) -> None:
+    """Losses, gradients and the parameters they lead to are those of a network in plain Python numbers."""
+    parameters = {
+        "w1": [1.0, 1.0, 1.0, -1.0], "b1": [5.0, -3.0], "weight1": [1.0, 1.0], "bias1": [0.0, 0.0],
+        "w2": [1.0, 1.0, -1.0, 1.0], "b2": [0.0, 0.0], "weight2": [1.0, 1.0], "bias2": [0.0, 0.0],
+        "w3": [0.5, 0.5], "b3": [0.0],
+    }  # fmt: skip
+    for step in run.steps:
+        gradient = gradients(parameters, step.inputs, run.eps)
+
+        assert step.loss == pytest.approx(loss(parameters, step.inputs, run.eps).value, abs=CLOSE)
+        assert [*step.linear_weight[0], *step.linear_weight[1]] == pytest.approx(parameters["w1"], abs=CLOSE)
+        assert step.weight == pytest.approx(parameters["weight1"], abs=CLOSE)
+        assert step.bias == pytest.approx(parameters["bias1"], abs=CLOSE)
+        dw = [*step.linear_weight_grad[0], *step.linear_weight_grad[1]]
+        assert dw == pytest.approx(gradient["w1"], abs=CLOSE)
+        assert step.linear_bias_grad == pytest.approx(gradient["b1"], abs=CLOSE)
+        assert step.weight_grad == pytest.approx(gradient["weight1"], abs=CLOSE)
+        assert step.bias_grad == pytest.approx(gradient["bias1"], abs=CLOSE)
+        for name, numbers in parameters.items():
+            parameters[name] = [v - RATE * g for v, g in zip(numbers, gradient[name], strict=True)]
+
+
+def test_redundant_bias_has_no_gradient(run: Epoch) -> None:
+    """The first layer's own bias never moves, while every other parameter of the layer does."""
+    for step in run.steps:
+        assert max(map(abs, step.linear_bias_grad)) < 1e-15
+        assert step.linear_bias == pytest.approx([5.0, -3.0], abs=1e-14)
+        assert min(map(abs, [*step.weight_grad, *step.bias_grad])) > 1e-3  # the least is 0.0026
+
+
+def test_prediction_by_hand(run: Epoch) -> None:
+    """One sample's answer follows from the running statistics alone."""
+    x: list[float] = [float(v) for v in ASKED]
+    for layer in run.prediction.layers:
+        z = values(dense([x], layer.linear_weight, layer.linear_bias))[0]
+        parts = zip(z, layer.running_mean, layer.running_var, layer.weight, layer.bias, strict=True)
+        x = [max(0.0, w * (v - mean) / sqrt(var + run.eps) + b) for v, mean, var, w, b in parts]
+
+        assert layer.out == pytest.approx(x, abs=CLOSE)
+    answer = values(dense([x], [run.prediction.last_weight], [run.prediction.last_bias]))[0][0]
+    assert run.prediction.alone == pytest.approx(answer, abs=CLOSE)
+
+
+def test_prediction_in_company(run: Epoch) -> None:
+    """In evaluation mode company does not change an answer; in training mode it does."""
+    alone = run.prediction.alone
+
+    assert run.prediction.among == pytest.approx([alone] * 6, rel=1e-14)
+    assert run.prediction.among_all == pytest.approx(alone, rel=1e-14)
+    assert max(run.prediction.training) - min(run.prediction.training) > 0.1
+
+
+def test_debiased_average_forgets_its_start(run: Epoch) -> None:
+    """The debiased average is the plain one with the share of the initial value taken out."""
+    left = (1 - MOMENTUM) ** 6
+    last: Step = explain.epoch("debiased").steps[-1]
+    plain = run.steps[-1]
+
+    assert last.running_mean == pytest.approx([m / (1 - left) for m in plain.running_mean], abs=CLOSE)
+    assert last.running_var == pytest.approx([(v - left) / (1 - left) for v in plain.running_var], abs=CLOSE)
+
+
+def test_page_lists_the_numbers(run: Epoch) -> None:
+    """The page shows every mean, running mean and the prediction to four decimals, in rows of at most 80."""
+    page = explain_page.markdown()
+    tables = [line for section in explain_page.sections() for line in section.table.splitlines()]
+
+    assert max(map(len, tables)) <= 80
+    for step in run.steps:
+        for value in (*step.mean, *step.std, *step.running_mean, *step.running_var):
+            assert f"{value:.4f}" in page
+    assert f"{run.prediction.alone:.4f}" in page
+    assert "-0.0000" not in page
