@@ -19,6 +19,8 @@ _HOME = {
     "InstanceNorm3d": "nn.modules",
     "functional": "nn.functional",
     "use_backend": "backends",
+    "convert": "tools.convert",
+    "revert": "tools.convert",
 }
 _MODULES = {"functional"}
 

@@ -10,5 +10,7 @@ from evenly.nn.modules import InstanceNorm2d as InstanceNorm2d
 from evenly.nn.modules import InstanceNorm3d as InstanceNorm3d
 from evenly.nn.modules import LayerNorm as LayerNorm
 from evenly.nn.modules import RMSNorm as RMSNorm
+from evenly.tools.convert import convert as convert
+from evenly.tools.convert import revert as revert
 
 __version__: str
