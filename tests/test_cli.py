@@ -46,7 +46,7 @@ def test_no_command_is_a_request_for_help() -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["expalin"], ["--nonsense"], *([name, "--nonsense"] for name in COMMANDS), ["explain", "too", "many"]],
+    [["nonsense"], ["--nonsense"], *([name, "--nonsense"] for name in COMMANDS), ["explain", "too", "many"]],
     ids=" ".join,
 )
 def test_wrong_use_is_one_line_and_status_2(arguments: list[str]) -> None:

@@ -18,6 +18,7 @@ _HOME = {
     "InstanceNorm2d": "nn.modules",
     "InstanceNorm3d": "nn.modules",
     "functional": "nn.functional",
+    "show_versions": "versions",
     "use_backend": "backends",
     "convert": "tools.convert",
     "revert": "tools.convert",

@@ -12,5 +12,6 @@ from evenly.nn.modules import LayerNorm as LayerNorm
 from evenly.nn.modules import RMSNorm as RMSNorm
 from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
+from evenly.versions import show_versions as show_versions
 
 __version__: str

@@ -29,7 +29,7 @@ def test_only_strictly_monotonic_activations_are_invertible() -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     """The error lists what there is."""
-    with pytest.raises(ValueError, match='unknown activation \'swish\'; known are None, "relu".*"gelu"'):
+    with pytest.raises(ValueError, match=r"unknown activation 'swish'; known are None, \"relu\".*\"gelu\""):
         Activation.of("swish")
 
 

@@ -1,0 +1,116 @@
+"""The shape of the house: sizes, names, floors that import-linter cannot see."""
+
+from __future__ import annotations
+
+import ast
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+SOURCE = ROOT / "src" / "evenly"
+FILES = sorted(SOURCE.rglob("*.py"))
+FILE_LINES, FUNCTION_LINES = 300, 50
+# What may be longer, and why.
+LONGER_FILES: dict[str, str] = {
+    "backends/reference.py": "the definition of all four steps in one place; half of it is docstrings",
+    "nn/functional.py": "five functionals with torch's signatures; two thirds are signatures and docstrings",
+}
+LONGER_FUNCTIONS: dict[str, str] = {}
+
+
+def relative(path: Path) -> str:
+    """A file's name inside the package."""
+    return path.relative_to(SOURCE).as_posix()
+
+
+def functions(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    """Name and number of lines of each function, its docstring not counted."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef):
+            lines = (node.end_lineno or node.lineno) - node.lineno + 1
+            if ast.get_docstring(node) is not None:
+                lines -= (node.body[0].end_lineno or 0) - node.body[0].lineno + 1
+            yield node.name, lines
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_files_and_functions_are_short(path: Path) -> None:
+    """A file of more than 300 lines, or a function of more than 50, has a reason written down here."""
+    text = path.read_text("utf-8")
+
+    assert relative(path) in LONGER_FILES or len(text.splitlines()) <= FILE_LINES
+    for name, lines in functions(ast.parse(text)):
+        assert f"{relative(path)}:{name}" in LONGER_FUNCTIONS or lines <= FUNCTION_LINES, (name, lines)
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_names_say_something(path: Path) -> None:
+    """No file is called utils, common, base or helpers."""
+    assert not {"utils", "util", "common", "base", "helpers", "misc"} & {path.stem, *path.parent.parts[-2:]}
+
+
+@pytest.mark.parametrize("path", sorted((SOURCE / "core").glob("*.py")), ids=relative)
+def test_core_imports_the_standard_library_alone(path: Path) -> None:
+    """Whatever its name: what core imports ships with Python or is core itself."""
+    for module in imported(path):
+        top = module.split(".")[0]
+        assert module.startswith("evenly.core") or top in sys.stdlib_module_names, module
+
+
+@pytest.mark.parametrize("path", FILES, ids=relative)
+def test_kernels_and_triton_have_one_door_each(path: Path) -> None:
+    """Only `backends/cpu.py` imports the compiled module, only `backends/triton.py` imports triton."""
+    for module in imported(path):
+        assert "_cpu" not in module.split(".") or relative(path) == "backends/cpu.py"
+        assert module.split(".")[0] != "triton" or relative(path) == "backends/triton.py"
+
+
+def imported(path: Path) -> Iterator[str]:
+    """The dotted name of all that a file imports, wherever in it."""
+    for node in ast.walk(ast.parse(path.read_text("utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+def test_tests_mirror_the_source() -> None:
+    """Every folder of tests is a folder of the source, and every floor has tests."""
+    tested = {p.parent.relative_to(ROOT / "tests").as_posix() for p in (ROOT / "tests").rglob("test_*.py")}
+    source = {p.parent.relative_to(SOURCE).as_posix() for p in FILES}
+
+    assert tested - source == set()
+    assert {"core", "backends", "tools", "lab"} <= tested
+
+
+def test_type_marker_and_licence_are_there() -> None:
+    """Type checkers find `py.typed`; the licence is Apache's, whole."""
+    assert (SOURCE / "py.typed").exists()
+    licence = (ROOT / "LICENSE").read_text("utf-8")
+    assert "Apache License" in licence
+    assert "END OF TERMS AND CONDITIONS" in licence
+
+
+def test_project_promises() -> None:
+    """Python 3.11, torch 2.10, four base dependencies, and the extras that the documentation names."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+
+    assert project["requires-python"] == ">=3.11"
+    assert "torch>=2.10" in project["dependencies"]
+    assert {d.split(">")[0] for d in project["dependencies"]} == {"torch", "numpy", "click", "rich"}
+    assert {"lab", "keras", "data", "dev", "triton"} <= set(project["optional-dependencies"])
+    assert project["license"] == "Apache-2.0"
+
+
+def test_every_exception_is_still_needed() -> None:
+    """A reason written down above for a file that became short, or is gone, is taken out."""
+    for name in LONGER_FILES:
+        assert len((SOURCE / name).read_text("utf-8").splitlines()) > FILE_LINES, name
+    for name in LONGER_FUNCTIONS:
+        path, function = name.split(":")
+        longest = dict(functions(ast.parse((SOURCE / path).read_text("utf-8"))))
+        assert longest[function] > FUNCTION_LINES, name
