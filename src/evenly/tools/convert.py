@@ -57,7 +57,7 @@ def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
     Example:
         >>> from torch import nn
         >>> convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))[1]
-        BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, track_running_stats=True)
+        BatchNorm2d(8, eps=1e-05, momentum=0.1, ...)
     """
     switch = None if norm is None else kinds.switch(norm, model)
     left: list[str] = []
