@@ -23,7 +23,7 @@ bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --no-input
 # The release of torch is part of the stamp's name, so that another TORCH is installed when asked for.
 torch_stamp := $(VENV)/stamps/$(subst =,-,$(subst >,,$(subst <,,$(TORCH))))
-sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*)
+sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*.hpp csrc/*.cpp)
 
 .DEFAULT_GOAL := help
 .PHONY: help lab test check bench docs check-native test-keras-jax clean

@@ -6,6 +6,7 @@ A page holds a generated part between two marks, ``<!-- generated: NAME -->`` an
 
 from __future__ import annotations
 
+import json
 import re
 import sys
 from collections.abc import Callable
@@ -22,8 +23,44 @@ def explain() -> str:
     return explain_page.markdown()
 
 
+def claims() -> str:
+    """The table of claims of the committed run of the lab."""
+    records = json.loads((ROOT / "docs" / "results" / "claims.json").read_text("utf-8"))
+    lines = ["| claim | verdict | measured |", "|---|---|---|"]
+    lines += [
+        f"| {r['claim']} | {MARKS[r['outcome']]} {r['outcome']} | {r['about']}: {r['measured']} |" for r in records
+    ]
+    return "\n".join(lines)
+
+
+MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
+
+
+def bench() -> str:
+    """One row for each committed run of the bench: its weighted sum, in copies of the tensor."""
+    runs = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
+    runs = [run for run in runs if run.get("schema") == 1 and "cold" in run.get("sums", {})]
+    peers = list(dict.fromkeys(name for run in runs for name in run["sums"]["cold"] if name != "evenly"))
+    lines = [
+        "| norms of | layout, type | evenly | " + " | ".join(peers) + " |",
+        "|---|---|---:|" + "---:|" * len(peers),
+    ]
+    for run in runs:
+        sums, settings = run["sums"]["cold"], run["settings"]
+        about = f"channels {settings['layout']}, {settings['dtype']}" + (", residual" if settings["residual"] else "")
+        ours = f"**{sums['evenly']['both']['copies']:.2f}**" if "evenly" in sums else "refused"
+        theirs = [_peer(sums[name]["both"]) if name in sums else "–" for name in peers]
+        lines.append(f"| {settings['shapes']} | {about} | {ours} | " + " | ".join(theirs) + " |")
+    return "\n".join(lines)
+
+
+def _peer(both: dict[str, float]) -> str:
+    slower = f" ({both['slower']:.1f}× the time)" if "slower" in both else ""
+    return f"{both['copies']:.2f}{slower}"
+
+
 PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain}
-PARTS: dict[str, Callable[[], str]] = {}
+PARTS: dict[str, Callable[[], str]] = {"claims": claims, "bench": bench}
 
 
 def pages() -> dict[Path, str]:
