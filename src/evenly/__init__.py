@@ -11,6 +11,7 @@ _HOME = {
     "BatchNorm1d": "nn.batchnorm",
     "BatchNorm2d": "nn.batchnorm",
     "BatchNorm3d": "nn.batchnorm",
+    "SyncBatchNorm": "nn.batchnorm",
     "LayerNorm": "nn.modules",
     "RMSNorm": "nn.modules",
     "GroupNorm": "nn.modules",

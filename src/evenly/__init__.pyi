@@ -4,6 +4,7 @@ from evenly.nn.batchnorm import BatchNorm as BatchNorm
 from evenly.nn.batchnorm import BatchNorm1d as BatchNorm1d
 from evenly.nn.batchnorm import BatchNorm2d as BatchNorm2d
 from evenly.nn.batchnorm import BatchNorm3d as BatchNorm3d
+from evenly.nn.batchnorm import SyncBatchNorm as SyncBatchNorm
 from evenly.nn.modules import GroupNorm as GroupNorm
 from evenly.nn.modules import InstanceNorm1d as InstanceNorm1d
 from evenly.nn.modules import InstanceNorm2d as InstanceNorm2d

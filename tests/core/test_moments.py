@@ -33,6 +33,19 @@ def test_any_cut_merges_to_the_whole(values: list[float], cuts: list[int]) -> No
     assert merged.m2 == pytest.approx(whole.m2, rel=1e-11, abs=1e-9)
 
 
+def test_the_union_of_stacked_sets_is_their_chain_of_merges() -> None:
+    """All at once or one after the other, with empty sets among them; the axes behind the first stay."""
+    generator = np.random.default_rng(0)
+    count = generator.integers(0, 3, (5, 2)).astype(float)
+    sets = Moments(count, generator.normal(1e3, 1.0, (5, 2)), count * generator.random((5, 2)))
+
+    union, chain = sets.union(), Moments.of(Moments(*fields) for fields in zip(count, sets.mean, sets.m2, strict=True))
+
+    np.testing.assert_array_equal(union.count, chain.count)
+    np.testing.assert_allclose(union.mean, chain.mean, rtol=1e-14)
+    np.testing.assert_allclose(union.m2, chain.m2, rtol=1e-11)
+
+
 def test_merging_is_accurate_where_squares_cancel() -> None:
     """At mean 1e8 and standard deviation 1 the variance survives; E[x²] − E[x]² loses it."""
     values = np.random.default_rng(0).normal(1e8, 1.0, 1000)

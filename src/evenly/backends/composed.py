@@ -92,7 +92,8 @@ def backward(
         add: from this process's sums to those of all that share statistics.
     """
     sums = local = None
-    if affine or (measured and dx):
+    # Processes add their sums even where this one has no use for them: another may.
+    if affine or (measured and (dx or add is not None)):
         sums = local = steps.backward_sums(
             dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing
         )

@@ -59,6 +59,16 @@ class Moments:
         """Moments of the union of ``parts`` (at least one), merged in their order."""
         return reduce(cls.merge, parts)
 
+    def union(self) -> Moments:
+        """Moments of the union of the sets that lie along the first axis of the (array) fields.
+
+        All are merged at once, where a chain of merges would take a dozen small operations each.
+        """
+        count = self.count.sum(0)
+        mean = (self.mean * (self.count / _at_least_one(count))).sum(0)
+        deviation = self.mean - mean
+        return Moments(count, mean, (self.m2 + self.count * deviation * deviation).sum(0))
+
 
 def _at_least_one(count: Any) -> Any:
     """``count`` where positive, else 1: what to divide by, so that an empty set stays finite.

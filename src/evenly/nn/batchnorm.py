@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
@@ -16,6 +17,7 @@ from evenly.nn import check
 from evenly.nn.batch import Extras, batch
 from evenly.nn.fused import Fused
 from evenly.nn.recompute import recomputing
+from evenly.nn.sync import Processes, processes
 
 
 class BatchNorm(Fused, _BatchNorm):
@@ -48,10 +50,13 @@ class BatchNorm(Fused, _BatchNorm):
             and counts it in ``skipped_batches``; ``"write"`` lets it in, as torch does.
         ghosts: into how many parts the batch is cut, each with statistics of its own.
         zero_masked: whether the output is 0 where a mask is.
+        sync: whether processes share their statistics in training (see `SyncBatchNorm`).
+        process_group: the processes that do; None for all. A copied or unpickled layer has the
+            group's name in its place.
         channel: the channel axis.
 
     Raises:
-        ValueError: an argument is out of its range.
+        ValueError: an argument is out of its range, or ``ghosts`` and ``sync`` contradict each other.
 
     Source:
         Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
@@ -87,6 +92,8 @@ class BatchNorm(Fused, _BatchNorm):
         nonfinite: str = "skip",
         ghosts: int = 1,
         zero_masked: bool = False,
+        sync: bool = False,
+        process_group: dist.ProcessGroup | str | None = None,
         channel: int = 1,
     ) -> None:
         averages.average(average, 0.1)
@@ -101,6 +108,8 @@ class BatchNorm(Fused, _BatchNorm):
         self._set_activation(activation, activation_args)
         self.average, self.unbiased, self.nonfinite = average, unbiased, nonfinite
         self.ghosts, self.zero_masked, self.channel = ghosts, zero_masked, channel
+        check.check_sync(sync, ghosts)
+        self.sync, self.process_group = sync, process_group
         skipped = torch.zeros((), dtype=torch.long, device=device) if track_running_stats else None
         self.register_buffer("skipped_batches", skipped, persistent=False)
         self._widen_statistics(self._buffers.copy())
@@ -119,7 +128,7 @@ class BatchNorm(Fused, _BatchNorm):
         given, running = self._statistics()
         return batch(
             input, self.weight, self.bias, self.eps, extras,
-            given=given, running=running, ghosts=self.ghosts, channel=self.channel,
+            given=given, running=running, ghosts=self.ghosts, channel=self.channel, group=self._processes(),
         )  # fmt: skip
 
     def _statistics(self) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
@@ -134,6 +143,15 @@ class BatchNorm(Fused, _BatchNorm):
         running = Running(mean, var, average, self.num_batches_tracked, self.skipped_batches, self.unbiased, skip)
         return None, running
 
+    def _processes(self) -> Processes | None:
+        """Those that share statistics in this call; None where there is nobody to share with."""
+        return processes(self.process_group) if self.sync and self.training else None
+
+    def __getstate__(self) -> dict[str, Any]:
+        """As torch's, but a process group, which cannot be copied or pickled, goes by its name."""
+        group = self.process_group
+        return {**super().__getstate__(), "process_group": getattr(group, "group_name", group)}
+
     def reset_running_stats(self) -> None:
         """Zero mean, unit variance, no batches seen, none skipped."""
         super().reset_running_stats()
@@ -143,7 +161,8 @@ class BatchNorm(Fused, _BatchNorm):
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""
         defaults = {
-            "average": "ema", "unbiased": True, "nonfinite": "skip", "ghosts": 1, "zero_masked": False, "channel": 1,
+            "average": "ema", "unbiased": True, "nonfinite": "skip", "ghosts": 1, "zero_masked": False, "sync": False,
+            "channel": 1,
         }  # fmt: skip
         text = self._extra_repr(super().extra_repr())
         for name, default in defaults.items():
@@ -183,3 +202,53 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     """`BatchNorm` for input of shape ``(N, C, D, H, W)``; other ranks are refused as torch does."""
 
     _checks_rank = True
+
+
+class SyncBatchNorm(BatchNorm):
+    """`BatchNorm` whose mini-batch is that of all processes together (`torch.distributed`).
+
+    Mean and variance are taken over every process's elements, merged by count, so that unequal,
+    empty and masked local batches give what one process would give on all the data; running
+    statistics are the same bits everywhere. Works wherever the process group does, with gloo on
+    the CPU and nccl on the GPU; in evaluation and with one process nothing is sent. The gradients
+    of weight and bias are this process's own part, which DistributedDataParallel averages.
+
+    Every process must take the same steps; one that is out of data goes on with empty batches,
+    or the others raise when the group's timeout has passed.
+
+    Args:
+        num_features, eps, momentum, affine, track_running_stats, device, dtype, extras: as
+            `BatchNorm`'s; in torch.nn.SyncBatchNorm's order.
+        process_group: the processes that share statistics; None for all.
+
+    Source:
+        Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167; the merge is Chan, Golub and
+        LeVeque's, 1979.
+
+    Example:
+        >>> import torch, evenly
+        >>> layer = evenly.SyncBatchNorm(3)        # alone it is a BatchNorm
+        >>> layer(torch.randn(8, 3, 4, 4)).shape
+        torch.Size([8, 3, 4, 4])
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float | None = 0.1,
+        affine: bool = True,
+        track_running_stats: bool = True,
+        process_group: dist.ProcessGroup | str | None = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        **extras: Any,
+    ) -> None:
+        super().__init__(
+            num_features, eps, momentum, affine, track_running_stats, device, dtype,
+            sync=True, process_group=process_group, **extras,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        """`BatchNorm`'s; that it is synchronised its name says."""
+        return super().extra_repr().replace(", sync=True", "")

@@ -96,3 +96,12 @@ def check_positive(name: str, value: int) -> None:
     """Refuse anything but an integer from 1 on."""
     if not isinstance(value, int) or value < 1:
         raise ValueError(f"{name} must be an integer of at least 1, got {value!r}.")
+
+
+def check_sync(sync: bool, ghosts: int) -> None:
+    """Refuse statistics that are shared by processes and split into ghosts at once."""
+    if sync and ghosts != 1:
+        raise ValueError(
+            f"sync=True takes statistics over the batches of all processes, ghosts={ghosts} over parts of one; "
+            "choose one (ghosts=1, or sync=False)."
+        )
