@@ -1,0 +1,157 @@
+"""Exact running statistics over data."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+from torch import nn
+
+from evenly.core.moments import Moments
+from evenly.tools import measure, processes, walk
+from evenly.tools.batches import Forward
+from evenly.tools.freeze import is_frozen
+
+Model = TypeVar("Model", bound=nn.Module)
+
+
+@dataclass(frozen=True)
+class Move:
+    """How far one layer's running statistics moved.
+
+    Args:
+        layer: its name in the model.
+        shift: median over channels of ``|change of mean| / std``.
+        ratio: median over channels of ``new var / old var``.
+    """
+
+    layer: str
+    shift: float
+    ratio: float
+
+    def __str__(self) -> str:
+        return f"{self.layer or '(model)'}: mean moved {self.shift:.3g} std, var is {self.ratio:.3g} times what it was"
+
+
+def recalibrate(
+    model: Model,
+    batches: Iterable[Any],
+    *,
+    forward: Forward | None = None,
+    limit: int | None = None,
+    process_group: Any = None,
+    say: Callable[[str], None] | None = None,
+) -> Model:
+    """Set the running statistics of every batch norm to those of the data.
+
+    ``running_mean = mean``, ``running_var = m2 / (count - 1)``, over every value that reaches the
+    layer: batches are pooled by count (a small last batch weighs little, a batch of one is
+    welcome), and so are several calls of one layer and several processes. Norms run as in
+    training, dropout is off. Use it after weight averaging, in place of
+    ``torch.optim.swa_utils.update_bn``.
+
+    A layer that no batch reaches, or that is frozen, stays as it is; a batch with a NaN or
+    infinity in a layer is left out there. On any error the model is as it was before.
+
+    Args:
+        model: changed in place: only the running statistics and ``num_batches_tracked`` (the
+            calls measured).
+        batches: an iterable of batches: a tensor, a tuple whose first item is the input, or a
+            mapping of keywords.
+        forward: ``forward(model, batch)`` for batches that need another call.
+        limit: at most so many batches.
+        process_group: processes to share with; None: all, where torch.distributed runs. Every
+            one of them must call.
+        say: takes lines of text, such as ``print``: progress, and how far each layer moved.
+
+    Returns:
+        ``model``.
+
+    Raises:
+        ValueError: no batches, or no batch norm that keeps statistics.
+
+    Example:
+        >>> import torch
+        >>> from torch import nn
+        >>> x = torch.tensor([[1.0], [2.0], [3.0], [6.0]])
+        >>> norm = recalibrate(nn.BatchNorm1d(1), [x[:3], x[3:]], say=print)
+        measured batch 1
+        measured batch 2
+        (model): mean moved 1.39 std, var is 4.67 times what it was
+        >>> norm.running_mean, norm.running_var
+        (tensor([3.]), tensor([4.6667]))
+    """
+    for move in set_statistics(model, measured(model, batches, forward, limit, process_group, say)):
+        if say is not None:
+            say(str(move))
+    return model
+
+
+def measured(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Forward | None = None,
+    limit: int | None = None,
+    process_group: Any = None,
+    say: Callable[[str], None] | None = None,
+) -> measure.Pool:
+    """`evenly.tools.measure.population`, over all processes."""
+    pool = measure.population(model, batches, forward=forward, limit=limit, say=say)
+    if say is not None and pool.skipped:
+        say(f"left out batches that are not finite: {pool.skipped}")
+    if processes.shared(process_group):
+        _merge(model, pool, process_group)
+    return pool
+
+
+def _merge(model: nn.Module, pool: measure.Pool, process_group: Any) -> None:
+    """Merge the pools of the processes; a layer that one did not reach has count 0 there."""
+    names = list(walk.tracking(model))
+    empty = {n: torch.zeros_like(norm.running_mean, dtype=torch.double) for n, norm in walk.tracking(model).items()}  # type: ignore[arg-type]
+    calls = torch.tensor([pool.calls.get(name, 0) for name in names])
+    mine = [pool.moments.get(name) or Moments(empty[name], empty[name], empty[name]) for name in names]
+    merged = processes.merge(mine, process_group)
+    total = sum(processes.gather(calls, process_group)).tolist()  # type: ignore[union-attr]
+    for name, moments, number in zip(names, merged, total, strict=True):
+        if number:
+            pool.moments[name], pool.calls[name] = moments, number
+
+
+def set_statistics(
+    model: nn.Module, pool: measure.Pool, *, only: Collection[str] | None = None, blend: float = 1.0
+) -> list[Move]:
+    """Write measured statistics into the norms that are not frozen.
+
+    Args:
+        model: changed in place.
+        pool: what was measured, of this model.
+        only: the layers to write; None: all.
+        blend: the measured statistics' share; the rest is kept of the running ones.
+    """
+    moves = []
+    norms = walk.tracking(model)
+    for name, moments in pool.moments.items():
+        norm = norms[name]
+        if (only is not None and name not in only) or is_frozen(norm):
+            continue
+        moves.append(_set(name, norm, moments, pool.calls[name], blend))
+    return moves
+
+
+def _set(name: str, norm: nn.Module, moments: Moments, calls: int, blend: float) -> Move:
+    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
+    unbiased = getattr(norm, "unbiased", True)
+    has_var = moments.count > (1 if unbiased else 0)
+    new_var = torch.where(has_var, moments.unbiased_var if unbiased else moments.var, var)
+    new_mean = torch.where(moments.count > 0, moments.mean, mean)
+    # Not `mean + blend * (new - mean)`: a NaN that is replaced altogether must leave no trace.
+    if blend != 1:
+        new_mean, new_var = mean + blend * (new_mean - mean), var + blend * (new_var - var)
+    measure.write(norm, new_mean, new_var)
+    if blend == 1 and isinstance(norm._buffers.get("num_batches_tracked"), torch.Tensor):
+        norm.num_batches_tracked.fill_(calls)  # type: ignore[operator, union-attr]
+    eps = getattr(norm, "eps", 1e-5)
+    shift = ((new_mean - mean).abs() / (new_var + eps).sqrt()).median().item()
+    return Move(name, shift, ((new_var + eps) / (var + eps)).median().item())
