@@ -23,6 +23,10 @@ _HOME = {
     "use_backend": "backends",
     "convert": "tools.convert",
     "revert": "tools.convert",
+    "freeze": "tools.freeze",
+    "unfreeze": "tools.freeze",
+    "recalibrate": "tools.recalibrate",
+    "adapt": "tools.adapt",
 }
 _MODULES = {"functional"}
 

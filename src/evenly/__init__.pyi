@@ -11,8 +11,12 @@ from evenly.nn.modules import InstanceNorm2d as InstanceNorm2d
 from evenly.nn.modules import InstanceNorm3d as InstanceNorm3d
 from evenly.nn.modules import LayerNorm as LayerNorm
 from evenly.nn.modules import RMSNorm as RMSNorm
+from evenly.tools.adapt import adapt as adapt
 from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
+from evenly.tools.freeze import freeze as freeze
+from evenly.tools.freeze import unfreeze as unfreeze
+from evenly.tools.recalibrate import recalibrate as recalibrate
 from evenly.versions import show_versions as show_versions
 
 __version__: str

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import copy
 from functools import cache
+from pathlib import Path
 
+import numpy as np
 import torch
-from sklearn.datasets import load_digits
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+import evenly
 
 
 class Basic(nn.Module):
@@ -81,10 +84,10 @@ MAKERS = {"dense": dense, "resnet": ResNet, "separable": Separable}
 @cache
 def digits() -> tuple[Tensor, Tensor]:
     """The 1797 digits in a fixed random order: images of shape (N, 1, 8, 8), about 0 to 1, and labels."""
-    data = load_digits()
-    order = torch.randperm(len(data.target), generator=torch.Generator().manual_seed(0))
-    images = torch.tensor(data.images, dtype=torch.float32)[:, None] / 16
-    return images[order], torch.tensor(data.target)[order]
+    data = np.load(Path(evenly.__file__).parent / "lab" / "data" / "digits.npz")
+    order = torch.randperm(len(data["y"]), generator=torch.Generator().manual_seed(0))
+    images = torch.tensor(data["x"], dtype=torch.float32)[:, None] / 16
+    return images[order], torch.tensor(data["y"], dtype=torch.long)[order]
 
 
 def batches(number: int = 12, size: int = 64, start: int = 0) -> list[tuple[Tensor, Tensor]]:
@@ -109,9 +112,14 @@ def train(model: nn.Module, steps: int = 100, size: int = 64, lr: float = 0.1) -
 
 @cache
 def _trained(name: str) -> nn.Module:
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return train(MAKERS[name](), steps=300, lr=0.02)
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tensors this small only wait for a second thread
+    try:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            return train(MAKERS[name](), steps=200, lr=0.02)
+    finally:
+        torch.set_num_threads(threads)
 
 
 def trained(name: str) -> nn.Module:
