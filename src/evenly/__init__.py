@@ -19,6 +19,7 @@ _HOME = {
     "InstanceNorm2d": "nn.modules",
     "InstanceNorm3d": "nn.modules",
     "functional": "nn.functional",
+    "keras": "keras",
     "show_versions": "versions",
     "use_backend": "backends",
     "convert": "tools.convert",
@@ -28,9 +29,9 @@ _HOME = {
     "recalibrate": "tools.recalibrate",
     "adapt": "tools.adapt",
 }
-_MODULES = {"functional"}
+_MODULES = {"functional", "keras"}
 
-__all__ = sorted(_HOME)
+__all__ = sorted(_HOME.keys() - {"keras"})  # a star import must not need Keras
 
 
 def __getattr__(name: str) -> Any:

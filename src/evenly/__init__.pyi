@@ -1,3 +1,4 @@
+from evenly import keras as keras
 from evenly.backends import use_backend as use_backend
 from evenly.nn import functional as functional
 from evenly.nn.batchnorm import BatchNorm as BatchNorm

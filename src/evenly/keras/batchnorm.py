@@ -1,0 +1,96 @@
+"""Batch normalization as a Keras layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+
+
+@keras.saving.register_keras_serializable("evenly")
+class BatchNormalization(keras.layers.BatchNormalization):
+    """Keras's BatchNormalization, with accurate statistics, masks that count, and a fused activation.
+
+    ``y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)``
+
+    In training, mean and biased variance are those of the mini-batch, and
+    ``moving <- momentum * moving + (1 - momentum) * batch``; otherwise, and with
+    ``trainable=False``, the moving statistics are used. A batch that is empty, wholly masked or
+    not finite leaves them alone. Arguments, defaults, weights and their order are
+    keras.layers.BatchNormalization's; what is evenly's is listed last.
+
+    Args:
+        axis: the channel axis.
+        momentum: weight of the *old* value in the moving statistics (PyTorch's is that of the new).
+        epsilon: added to the variance.
+        center: whether there is a ``beta``.
+        scale: whether there is a ``gamma``.
+        beta_initializer, gamma_initializer, moving_mean_initializer, moving_variance_initializer:
+            as in Keras.
+        beta_regularizer, gamma_regularizer, beta_constraint, gamma_constraint: as in Keras.
+        renorm, renorm_clipping, renorm_momentum: batch renormalization, as in Keras.
+        synchronized: whether statistics are shared by all processes of torch.distributed (torch
+            backend), by all devices of a `keras.distribution` (JAX, where they always are) or by
+            all replicas of a tf.distribute strategy.
+        activation: applied last: a name or function as in any Keras layer. On the torch backend
+            relu, relu6, leaky_relu, elu, silu and gelu are part of the norm's kernel.
+        zero_masked: whether the output is 0 where a mask is.
+        **kwargs: of every Keras layer: ``name``, ``dtype``, ``trainable``.
+
+    Raises:
+        ValueError: an argument is out of its range.
+
+    Source:
+        Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
+
+    Example:
+        >>> import numpy as np
+        >>> layer = BatchNormalization(momentum=0.9, activation="relu")
+        >>> y = layer(np.array([[1.0], [3.0]], "float32"), training=True)
+        >>> float(layer.moving_mean[0])
+        0.2...
+    """
+
+    def __init__(
+        self,
+        *args: Any,
+        activation: str | Callable[[Any], Any] | None = None,
+        zero_masked: bool = False,
+        synchronized: bool = False,
+        **kwargs: Any,
+    ) -> None:
+        super().__init__(*args, **kwargs)
+        self.synchronized = synchronized  # set here, because Keras refuses it outside TensorFlow
+        self._set_extras(activation, zero_masked)
+
+    def _set_extras(self, activation: str | Callable[[Any], Any] | None = None, zero_masked: bool = False) -> None:
+        self.activation = keras.activations.get(activation)
+        self.zero_masked = zero_masked
+
+    def add_weight(self, *args: Any, **kwargs: Any) -> Any:
+        """Keras's, but statistics are at least float32: averaging in half precision stands still."""
+        if not kwargs.get("trainable", True):
+            kwargs.setdefault("dtype", keras.backend.result_type(self.variable_dtype, "float32"))
+        return super().add_weight(*args, **kwargs)
+
+    def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
+        """The normalised input.
+
+        Args:
+            inputs: any shape; ``axis`` holds the channels.
+            training: whether to use the batch's own statistics (if ``trainable``).
+            mask: which elements count (bool) or how much (float): ``inputs``' shape without
+                ``axis``, ``(N,)``, or a shape that broadcasts to it.
+        """
+        if keras.backend.backend() == "torch":
+            from evenly.keras.on_torch import batch  # torch is not imported for the other backends
+        else:
+            from evenly.keras.on_ops import batch
+        y = batch(self, inputs, bool(training and self.trainable), mask)
+        return keras.ops.cast(y, self.compute_dtype)
+
+    def get_config(self) -> dict[str, Any]:
+        """Keras's, with evenly's arguments."""
+        own = {"activation": keras.activations.serialize(self.activation), "zero_masked": self.zero_masked}
+        return {**super().get_config(), **own}
