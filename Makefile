@@ -57,7 +57,7 @@ check-native: $(VENV)/stamps/dev
 	$(MAKE) -C csrc check PYTHON=$(abspath $(bin)/python)
 
 test-keras-jax: $(VENV)/stamps/jax
-	KERAS_BACKEND=jax $(bin)/python -m pytest -n $(JOBS) tests/test_keras.py $(ARGS)
+	KERAS_BACKEND=jax $(bin)/python -m pytest -n $(JOBS) tests/keras $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -7,6 +7,8 @@ from typing import Any
 
 import keras
 
+from evenly.keras.statistics import statistics_dtype
+
 
 @keras.saving.register_keras_serializable("evenly")
 class BatchNormalization(keras.layers.BatchNormalization):
@@ -71,7 +73,7 @@ class BatchNormalization(keras.layers.BatchNormalization):
     def add_weight(self, *args: Any, **kwargs: Any) -> Any:
         """Keras's, but statistics are at least float32: averaging in half precision stands still."""
         if not kwargs.get("trainable", True):
-            kwargs.setdefault("dtype", keras.backend.result_type(self.variable_dtype, "float32"))
+            kwargs.setdefault("dtype", statistics_dtype(self.variable_dtype))
         return super().add_weight(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:

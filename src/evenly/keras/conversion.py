@@ -8,6 +8,7 @@ import keras
 
 from evenly.keras.batchnorm import BatchNormalization
 from evenly.keras.groupnorm import GroupNormalization
+from evenly.keras.statistics import statistics_dtype
 
 _OURS = {
     keras.layers.BatchNormalization: BatchNormalization,
@@ -47,7 +48,18 @@ def convert(model: Any) -> Any:
         if ours is not None:
             layer.__class__ = ours
             layer._set_extras()
+            _widen_statistics(layer)
         if isinstance(layer, keras.Model):
             # What was compiled or traced has the old layers' code in it; Keras makes these anew when asked.
             layer.train_function = layer.test_function = layer.predict_function = None
     return model
+
+
+def _widen_statistics(layer: Any) -> None:
+    """Statistics in half precision become float32 in the same variables, as a layer of ours would have made them."""
+    for variable in layer.non_trainable_variables:
+        if variable.dtype != (dtype := statistics_dtype(variable.dtype)):
+            value = keras.ops.cast(variable, dtype)
+            variable._dtype = dtype  # Keras has no public way to change a variable's type
+            variable._initialize(value)
+            layer._post_build()  # on torch the module's parameters are these values

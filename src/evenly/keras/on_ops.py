@@ -7,7 +7,7 @@ from typing import Any
 import keras
 from keras import ops
 
-from evenly.keras.statistics import renormalize, spread, update
+from evenly.keras.statistics import renormalize, spread, statistics_dtype, update
 
 
 def batch(layer: Any, inputs: Any, training: bool, mask: Any) -> Any:
@@ -19,7 +19,7 @@ def batch(layer: Any, inputs: Any, training: bool, mask: Any) -> Any:
         training: whether to use the batch's own statistics.
         mask: which elements count, or how much (see `spread`); None: all.
     """
-    x = ops.cast(inputs, keras.backend.result_type(inputs.dtype, "float32"))
+    x = ops.cast(inputs, statistics_dtype(inputs.dtype))
     axis = layer.axis % len(x.shape)
     weights = None if mask is None else spread(mask, x, axis)
     if weights is not None and layer.zero_masked:

@@ -30,7 +30,9 @@ def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Te
         mask: which elements count, or how much (see `evenly.functional.batch_norm`); None: all.
     """
     x = _floating(inputs)
-    mask = mask if mask is None or mask.is_floating_point() else mask != 0
+    if mask is not None:
+        mask = ops.convert_to_tensor(mask)
+        mask = mask if mask.is_floating_point() else mask != 0
     fused, after = split(layer.activation)
     extras = nn_batch.Extras(fused, None, mask, layer.zero_masked)
     if not training:
@@ -97,15 +99,14 @@ def _call(
     layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, extras: nn_batch.Extras, **statistics: Any
 ) -> Tensor:
     # One value per channel gives beta, as in Keras.
-    return nn_batch.batch(
-        x, weight, bias, layer.epsilon, extras, channel=layer.axis, single="pass", **statistics
-    )
+    return nn_batch.batch(x, weight, bias, layer.epsilon, extras, channel=layer.axis, single="pass", **statistics)
 
 
 def _value(variable: Any) -> Tensor | None:
     return None if variable is None else variable.value
 
 
-def _floating(x: Tensor) -> Tensor:
-    """Keras normalizes integers too."""
+def _floating(inputs: Any) -> Tensor:
+    """Keras normalizes arrays and integers too."""
+    x: Tensor = ops.convert_to_tensor(inputs)
     return x if x.is_floating_point() or x.is_complex() else x.float()

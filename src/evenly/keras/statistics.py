@@ -8,7 +8,16 @@ from __future__ import annotations
 
 from typing import Any
 
+import keras
 from keras import ops
+
+
+def statistics_dtype(dtype: Any) -> str:
+    """The type in which statistics are kept and computed: float64 for float64, else float32.
+
+    `keras.backend.result_type` will not do: of float64 and float32 it makes float32.
+    """
+    return "float64" if keras.backend.standardize_dtype(dtype) == "float64" else "float32"
 
 
 def update(layer: Any, count: Any, mean: Any, var: Any) -> None:

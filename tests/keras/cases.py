@@ -1,0 +1,59 @@
+"""What the tests of the Keras face share: shapes, arrays, gradients, and whether Keras still has a fault."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import keras
+import numpy as np
+from keras import ops
+
+SHAPES = {
+    "dense": ((8, 5), -1),
+    "sequence": ((8, 6, 5), -1),
+    "sequence, channels first": ((8, 5, 6), 1),
+    "image": ((4, 6, 7, 5), -1),
+    "image, channels first": ((4, 5, 6, 7), 1),
+    "image, channels between": ((4, 6, 5, 7), 2),
+    "volume": ((2, 3, 4, 5, 3), -1),
+}
+
+
+def array(*shape: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> np.ndarray:
+    """Normal numbers in float32."""
+    return np.random.default_rng(seed).normal(mean, std, shape).astype("float32")
+
+
+def numpy(t: Any) -> np.ndarray:
+    """A tensor or variable of any backend as an array."""
+    return ops.convert_to_numpy(t)
+
+
+def randomize(layer: Any, seed: int = 1) -> list[np.ndarray]:
+    """Weights between 0.5 and 1.5 in place of the initial ones."""
+    rng = np.random.default_rng(seed)
+    layer.set_weights([rng.uniform(0.5, 1.5, w.shape).astype("float32") for w in layer.weights])
+    return layer.get_weights()
+
+
+def gradient(function: Callable[[Any], Any], x: np.ndarray, dy: np.ndarray) -> np.ndarray:
+    """Gradient at ``x`` for the gradient ``dy`` of the output, by the backend's own differentiation."""
+
+    def loss(x: Any) -> Any:
+        return ops.sum(function(x) * ops.convert_to_tensor(dy))
+
+    if keras.backend.backend() == "torch":
+        import torch
+
+        t = torch.tensor(x, requires_grad=True)
+        loss(t).backward()
+        return numpy(t.grad)
+    import jax
+
+    return numpy(jax.grad(loss)(x))
+
+
+def keras_today(fault: bool) -> bool:
+    """A fault measured on Keras 3.15.1: it must be there, unless a later Keras has mended it."""
+    return fault or tuple(int(part) for part in keras.__version__.split(".")[:3]) > (3, 15, 1)

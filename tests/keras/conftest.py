@@ -1,0 +1,24 @@
+"""Keras's backend is fixed when Keras is imported: torch, unless KERAS_BACKEND says otherwise."""
+
+from __future__ import annotations
+
+import os
+
+os.environ.setdefault("KERAS_BACKEND", "torch")
+
+import keras
+import pytest
+
+
+@pytest.fixture(autouse=True)
+def _backend(request: pytest.FixtureRequest) -> None:
+    """A test marked ``backend("torch")`` is skipped on the others."""
+    mark = request.node.get_closest_marker("backend")
+    if mark is not None and keras.backend.backend() not in mark.args:
+        pytest.skip(f"of the {' and '.join(mark.args)} backend only")
+
+
+@pytest.fixture(autouse=True)
+def _keras_seed() -> None:
+    """Initial weights and shuffling are the same in every test."""
+    keras.utils.set_random_seed(0)
