@@ -1,10 +1,6 @@
-"""Keras's backend is fixed when Keras is imported: torch, unless KERAS_BACKEND says otherwise."""
+"""Keras's backend is fixed when Keras is imported: torch, unless KERAS_BACKEND says otherwise (../conftest.py)."""
 
 from __future__ import annotations
-
-import os
-
-os.environ.setdefault("KERAS_BACKEND", "torch")
 
 import keras
 import pytest

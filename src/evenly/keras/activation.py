@@ -25,7 +25,7 @@ def split(function: Callable[[Any], Any]) -> tuple[Activation, Callable[[Any], A
     """The activation to fuse into the norm, and the function to call after it.
 
     Example:
-        >>> split(keras.activations.get("swish"))
+        >>> split(activations.get("swish"))
         (Activation(name='silu', arg=0.0), None)
     """
     try:

@@ -11,7 +11,7 @@ from evenly.keras.statistics import statistics_dtype
 
 
 @keras.saving.register_keras_serializable("evenly")
-class BatchNormalization(keras.layers.BatchNormalization):
+class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]  # Keras has no types
     """Keras's BatchNormalization, with accurate statistics, masks that count, and a fused activation.
 
     ``y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)``

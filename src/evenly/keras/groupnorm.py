@@ -9,7 +9,7 @@ import keras
 
 
 @keras.saving.register_keras_serializable("evenly")
-class GroupNormalization(keras.layers.GroupNormalization):
+class GroupNormalization(keras.layers.GroupNormalization):  # type: ignore[misc]  # Keras has no types
     """Keras's GroupNormalization, with accurate statistics on the torch backend and a fused activation.
 
     ``y = activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)``, with one mean and biased
