@@ -14,10 +14,9 @@ from typing import Any
 import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
-from torch.nn.modules.instancenorm import _InstanceNorm
 
 from evenly.nn import batchnorm, modules
-from evenly.tools import kinds
+from evenly.tools import kinds, walk
 
 _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
@@ -31,7 +30,6 @@ _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     modules.RMSNorm: nn.RMSNorm,
 }
 _EVENLY_OF = {torchs: ours for ours, torchs in _TORCH_OF.items()}
-_NORMS = (_BatchNorm, _InstanceNorm, nn.GroupNorm, nn.LayerNorm, nn.RMSNorm)
 _STRUCTURE = {"bias", "scale"}  # extras of the constructor that show as a parameter that is None
 
 
@@ -64,7 +62,7 @@ def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
     for name, module in model.named_modules():
         if type(module) in _EVENLY_OF:
             _adopt(module, _EVENLY_OF[type(module)])
-        elif isinstance(module, _NORMS) and type(module) not in _TORCH_OF and type(module) is not batchnorm.BatchNorm:
+        elif walk.is_norm(module) and type(module) not in _TORCH_OF and type(module) is not batchnorm.BatchNorm:
             left.append(f"{name or 'the model'} ({_why_foreign(module)})")
         if switch is not None:
             switch(module)
