@@ -9,7 +9,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Literal
 
 import click
 
@@ -107,6 +107,51 @@ def info(as_json: bool) -> None:
         click.echo(json.dumps(versions(), indent=2))
     else:
         show_versions()
+
+
+@main.command(
+    epilog=_examples(
+        "evenly bench --quick",
+        "evenly bench --shapes resnet50 --json resnet50.json --picture resnet50.svg",
+        "evenly bench --shapes cifar --peers torch,compile,keras --layout last",
+    )
+)
+@click.option("--shapes", default="resnet50", show_default=True, help="A list of shapes, or several: a,b.")
+@click.option("--peers", default="torch", show_default=True, help="Who to measure beside evenly: a,b.")
+@click.option("--batch", type=click.IntRange(1), help="Samples, in place of the list's own number.")
+@click.option("--dtype", type=click.Choice(["float32", "bfloat16", "float16", "float64"]), default="float32")
+@click.option("--layout", type=click.Choice(["first", "last"]), default="first", help="Where channels lie in memory.")
+@click.option("--residual", is_flag=True, help="Add a residual before the activation.")
+@click.option("--cold", "only_cold", is_flag=True, help="Leave out the warm measurement.")
+@click.option("--rounds", type=click.IntRange(1), help="How often everyone takes a turn.")
+@click.option("--quick", is_flag=True, help="Small batches and few rounds: an order of magnitude within a minute.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the results.")
+@click.option("--picture", type=click.Path(dir_okay=False), help="Draw them: FILE.svg or FILE.png.")
+def bench(
+    shapes: str,
+    peers: str,
+    batch: int | None,
+    dtype: str,
+    layout: Literal["first", "last"],
+    residual: bool,
+    only_cold: bool,
+    rounds: int | None,
+    quick: bool,
+    json_file: str | None,
+    picture: str | None,
+) -> None:
+    """Time norms beside their peers, in copies of the tensor.
+
+    Every result is compared with float64 first; a wrong one gets no time.
+    """
+    from evenly.bench import main as bench_main
+
+    with wrong_use():
+        plan = bench_main.plan(
+            shapes=shapes.split(","), peers=peers.split(","), batch=batch, dtype=dtype, layout=layout,
+            residual=residual, warm=not only_cold, rounds=rounds, quick=quick, json_file=json_file, picture=picture,
+        )  # fmt: skip
+    bench_main.carry_out(plan)
 
 
 if __name__ == "__main__":

@@ -98,9 +98,7 @@ class _Jax:
         import jax as jax_
         import jax.numpy as jnp
 
-        affine = make_affine(case)
-        assert affine.bias is not None
-        self._affine = tuple(jnp.asarray(t.numpy()) for t in affine)
+        self._affine = tuple(_to_jax(t) for t in make_affine(case))
         axes = tuple(axis for axis in range(len(case.shape)) if axis != 1)
         wide = (-1, *(1 for _ in case.shape[2:]))
         act = getattr(jax_.nn, case.activation) if case.activation else lambda z: z
@@ -142,7 +140,7 @@ class _Jax:
         """See `Peer`."""
         x, residual, dy = (_to_jax(t) for t in inputs)
         y, (dx, dresidual, dweight, dbias), _ = self._both(x, residual, *self._affine, dy)
-        found = [None if t is None else torch.from_dlpack(t) for t in (y, dx, dweight, dbias, dresidual)]
+        found = [None if t is None else torch.utils.dlpack.from_dlpack(t) for t in (y, dx, dweight, dbias, dresidual)]
         return Outcome(*found)  # type: ignore[arg-type]
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from time import perf_counter
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -76,20 +76,20 @@ class TorchPeer:
 
 def ours(case: Case) -> Peer:
     """evenly's layer, with activation and residual fused."""
-    options = {"activation": case.activation}
+    options: dict[str, Any] = {"activation": case.activation}
     layer: nn.Module
     match case.norm:
         case "batch":
-            layer = evenly.BatchNorm(case.channels, EPS, **options)  # type: ignore[arg-type]
+            layer = evenly.BatchNorm(case.channels, EPS, **options)
         case "instance":
             classes = {3: evenly.InstanceNorm1d, 4: evenly.InstanceNorm2d, 5: evenly.InstanceNorm3d}
             layer = classes[len(case.shape)](case.channels, EPS, affine=True, **options)
         case "group":
-            layer = evenly.GroupNorm(case.groups, case.channels, EPS, **options)  # type: ignore[arg-type]
+            layer = evenly.GroupNorm(case.groups, case.channels, EPS, **options)
         case "layer":
-            layer = evenly.LayerNorm(case.channels, EPS, **options)  # type: ignore[arg-type]
+            layer = evenly.LayerNorm(case.channels, EPS, **options)
         case "rms":
-            layer = evenly.RMSNorm(case.channels, EPS, **options)  # type: ignore[arg-type]
+            layer = evenly.RMSNorm(case.channels, EPS, **options)
     parameters = _set_affine(layer, make_affine(case))
     if not case.residual:
         return TorchPeer(case, lambda x, residual: layer(x), parameters)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +20,23 @@ def draw(results: Results, path: str | Path, *, heat: str = "cold", part: str = 
         ImportError: the ``report`` extra is not installed.
     """
     path = Path(path)
+    check(path)
+    chart(results, heat=heat, part=part).save(str(path), **({"ppi": 160} if path.suffix == ".png" else {}))
+
+
+def check(path: Path) -> None:
+    """Refuse what cannot be drawn, before anything is measured; raises as `draw` does."""
     if path.suffix not in (".svg", ".png"):
         raise ValueError(f"a picture is .svg or .png, got {path.name}.")
-    chart(results, heat=heat, part=part).save(str(path), **({"ppi": 160} if path.suffix == ".png" else {}))
+    for package in ("altair", "vl_convert"):
+        if find_spec(package) is None:
+            raise ImportError(f"a picture needs {package}, of the report extra: pip install 'evenly[report]'")
 
 
 def chart(results: Results, *, heat: str = "cold", part: str = "both") -> Any:
     """The picture as an Altair chart."""
-    try:
-        import altair as alt
-        import vl_convert  # noqa: F401  # what saves it
-    except ImportError as error:
-        raise ImportError(f"the picture needs the report extra ({error}): pip install 'evenly[report]'") from None
+    import altair as alt
+
     names = list(dict.fromkeys(name for row in results["rows"] for name in row["peers"]))
     order = [label(row) for row in results["rows"]]
     values = [
@@ -44,9 +50,7 @@ def chart(results: Results, *, heat: str = "cold", part: str = "both") -> Any:
         y=alt.Y("shape:N", sort=order, title=None), yOffset=alt.YOffset("peer:N", sort=names)
     )
     colour = alt.Color("peer:N", sort=names, scale=alt.Scale(domain=names, range=_COLOURS[: len(names)]), title=None)
-    bars = base.mark_bar().encode(
-        x=alt.X("median:Q", title="copies of the input (less is better)"), color=colour
-    )
+    bars = base.mark_bar().encode(x=alt.X("median:Q", title="copies of the input (less is better)"), color=colour)
     spread = base.mark_rule(color="#333333").encode(x="low:Q", x2="high:Q")
     title = f"{settings['shapes']}: norm + activation, {'forward + backward' if part == 'both' else part}, {heat}"
     subtitle = f"{settings['dtype']}, channels {settings['layout']}; {results['machine']['processor']}"

@@ -151,8 +151,8 @@ def _cell(measured: dict[str, Any] | None, heat: str, part: str) -> str:
     return f"{measured[heat]['copies'][part]['median']:.1f}"
 
 
-def _error(error: float | None) -> str:
-    return "" if error is None else "NaN" if error == "inf" else f"{error:.0e}"
+def _error(error: float | str | None) -> str:
+    return "" if error is None else "NaN" if isinstance(error, str) else f"{error:.0e}"
 
 
 def _plain(row: Row) -> dict[str, Any]:

@@ -41,7 +41,7 @@ class Case:
     @property
     def bytes(self) -> int:
         """Size of the input."""
-        return prod(self.shape) * getattr(torch, self.dtype).itemsize
+        return prod(self.shape) * int(getattr(torch, self.dtype).itemsize)
 
     @property
     def channels(self) -> int:
@@ -139,9 +139,7 @@ def _group(samples: int) -> Iterable[Case]:
 
 LISTS: dict[str, tuple[Callable[[int], Iterable[Case]], int | None]] = {
     "resnet50": (
-        _images(
-            "64@112 64@56*6 256@56*4 128@56 128@28*7 512@28*5 256@28 256@14*11 1024@14*7 512@14 512@7*5 2048@7*4"
-        ),
+        _images("64@112 64@56*6 256@56*4 128@56 128@28*7 512@28*5 256@28 256@14*11 1024@14*7 512@14 512@7*5 2048@7*4"),
         32,
     ),
     "mobilenetv2": (
