@@ -27,6 +27,7 @@ _HOME = {
     "freeze": "tools.freeze",
     "unfreeze": "tools.freeze",
     "recalibrate": "tools.recalibrate",
+    "pool_statistics": "tools.pool_statistics",
     "adapt": "tools.adapt",
 }
 _MODULES = {"functional", "keras"}

@@ -17,6 +17,7 @@ from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
 from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
+from evenly.tools.pool_statistics import pool_statistics as pool_statistics
 from evenly.tools.recalibrate import recalibrate as recalibrate
 from evenly.versions import show_versions as show_versions
 

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,8 @@ from torch import Tensor
 
 from evenly.backends.reference import Sums
 from evenly.core.moments import Moments
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -87,20 +89,34 @@ def gathered(value: Any, group: dist.ProcessGroup | str | None = None) -> list[A
     return values
 
 
-def merge_named(moments: dict[str, Moments], group: dist.ProcessGroup | str | None = None) -> dict[str, Moments]:
-    """Moments of the same names over all processes, merged in rank order; a process may lack a name.
+def everyone(work: Callable[[], T], group: dist.ProcessGroup | str | None = None) -> list[T]:
+    """What ``work()`` returns on every process, in rank order; where it fails on one, all raise.
 
     Args:
-        moments: of this process, by name of layer.
+        work: returns something that can be pickled, on the CPU.
         group: the processes; None for all.
 
     Example:
-        >>> merge_named({"bn": Moments(2, 1.5, 0.5)})      # without torch.distributed: one process
-        {'bn': Moments(count=2, mean=1.5, m2=0.5)}
+        >>> everyone(lambda: 3)      # without torch.distributed: one process
+        [3]
     """
-    everyone = gathered(moments, group)
-    names = dict.fromkeys(name for one in everyone for name in one)
-    return {name: Moments.of(one[name] for one in everyone if name in one) for name in names}
+    try:
+        mine = work()
+    except Exception as error:
+        gathered(_Failure(f"{type(error).__name__}: {error}"), group)
+        raise
+    values = gathered(mine, group)
+    for rank, value in enumerate(values):
+        if isinstance(value, _Failure):
+            raise RuntimeError(f"process {rank} failed, so no process can go on; there it was {value.error}")
+    return values
+
+
+@dataclass(frozen=True)
+class _Failure:
+    """What a process sends in place of its value."""
+
+    error: str
 
 
 class _Merge(torch.autograd.Function):

@@ -10,7 +10,8 @@ import torch
 from torch import nn
 
 from evenly.core.moments import Moments
-from evenly.tools import measure, processes, walk
+from evenly.nn.sync import everyone
+from evenly.tools import measure, walk
 from evenly.tools.batches import Forward
 from evenly.tools.freeze import is_frozen
 
@@ -97,26 +98,37 @@ def measured(
     process_group: Any = None,
     say: Callable[[str], None] | None = None,
 ) -> measure.Pool:
-    """`evenly.tools.measure.population`, over all processes."""
-    pool = measure.population(model, batches, forward=forward, limit=limit, say=say)
+    """`evenly.tools.measure.population`, over all processes; where it fails on one, it does on all."""
+    pools = everyone(
+        lambda: _moved(measure.population(model, batches, forward=forward, limit=limit, say=say), "cpu"), process_group
+    )
+    pool = _merged(pools)
     if say is not None and pool.skipped:
         say(f"left out batches that are not finite: {pool.skipped}")
-    if processes.shared(process_group):
-        _merge(model, pool, process_group)
-    return pool
+    norms = walk.tracking(model)
+    return _moved(pool, {name: norms[name].get_buffer("running_mean").device for name in pool.moments})
 
 
-def _merge(model: nn.Module, pool: measure.Pool, process_group: Any) -> None:
-    """Merge the pools of the processes; a layer that one did not reach has count 0 there."""
-    names = list(walk.tracking(model))
-    empty = {n: torch.zeros_like(norm.running_mean, dtype=torch.double) for n, norm in walk.tracking(model).items()}  # type: ignore[arg-type]
-    calls = torch.tensor([pool.calls.get(name, 0) for name in names])
-    mine = [pool.moments.get(name) or Moments(empty[name], empty[name], empty[name]) for name in names]
-    merged = processes.merge(mine, process_group)
-    total = sum(processes.gather(calls, process_group)).tolist()  # type: ignore[union-attr]
-    for name, moments, number in zip(names, merged, total, strict=True):
-        if number:
-            pool.moments[name], pool.calls[name] = moments, number
+def _moved(pool: measure.Pool, device: str | dict[str, torch.device]) -> measure.Pool:
+    """The pool with its moments on one device, or each on its layer's."""
+    at = dict.fromkeys(pool.moments, device) if isinstance(device, str) else device
+    moments = {
+        name: Moments(m.count.to(at[name]), m.mean.to(at[name]), m.m2.to(at[name])) for name, m in pool.moments.items()
+    }
+    return measure.Pool(moments, pool.calls, pool.skipped)
+
+
+def _merged(pools: list[measure.Pool]) -> measure.Pool:
+    """The union of the processes' pools, merged in rank order; a process may lack a layer."""
+    whole = measure.Pool()
+    for pool in pools:
+        for name, moments in pool.moments.items():
+            before = whole.moments.get(name)
+            whole.moments[name] = moments if before is None else before.merge(moments)
+            whole.calls[name] = whole.calls.get(name, 0) + pool.calls[name]
+        for name, number in pool.skipped.items():
+            whole.skipped[name] = whole.skipped.get(name, 0) + number
+    return whole
 
 
 def set_statistics(
