@@ -1,0 +1,140 @@
+"""The charts' common look: colours that a colour-blind reader can tell apart, one band per interval."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import altair as alt
+
+from evenly.lab.experiment import Results
+from evenly.lab.judge import Interval
+
+# Okabe and Ito's palette; each norm keeps its colour, dash and mark in every chart.
+COLORS = {
+    "none": "#D55E00", "batch": "#0072B2", "ghost": "#56B4E9", "layer": "#009E73",
+    "group": "#CC79A7", "instance": "#E69F00", "renorm": "#7F7F7F",
+}  # fmt: skip
+DASHES = {
+    "none": [6, 3], "batch": [1, 0], "ghost": [2, 2], "layer": [8, 2, 2, 2],
+    "group": [4, 4], "instance": [1, 3], "renorm": [10, 3],
+}  # fmt: skip
+LABELS = {"none": "no norm", "ghost": "ghost batches", "renorm": "renormalization"}
+HEIGHT = 260
+
+
+@dataclass(frozen=True)
+class Slider:
+    """A slider with a play button that moves a chart's parameter.
+
+    Args:
+        parameter: the chart's parameter, ``step_index`` from 0.
+        labels: what the slider says at each position.
+    """
+
+    parameter: str
+    labels: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Chart:
+    """One chart of the report.
+
+    Args:
+        name: of the file it is saved as.
+        title: what it shows, as a heading.
+        caption: how to read it.
+        chart: Altair's.
+        slider: if it moves.
+    """
+
+    name: str
+    title: str
+    caption: str
+    chart: alt.TopLevelMixin
+    slider: Slider | None = None
+
+    def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
+        return self.chart._repr_mimebundle_(*args, **kwargs)  # type: ignore[attr-defined]
+
+
+def label(norm: str) -> str:
+    """``none`` in words; the rest as they are."""
+    return LABELS.get(norm, norm if norm not in COLORS else f"{norm} norm")
+
+
+def series(norms: Sequence[str], field: str = "norm") -> dict[str, Any]:
+    """Colour and dash encodings of ``field``, whose values are the labels of ``norms``."""
+    domain = [label(n) for n in norms]
+    return {
+        "color": alt.Color(
+            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[COLORS[n] for n in norms]),
+            legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3),
+        ),
+        "strokeDash": alt.StrokeDash(
+            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[DASHES[n] for n in norms])
+        ),
+    }  # fmt: skip
+
+
+def bands(
+    groups: Sequence[tuple[dict[str, Any], Sequence[float]]],
+) -> list[dict[str, Any]]:
+    """One record per group with ``value``, ``low``, ``high`` of its interval, cut to 0 and 1 as accuracy is."""
+    rows = []
+    for keys, values in groups:
+        interval = Interval.of(list(values))
+        low, high = (interval.low, interval.high) if interval.seeds > 1 else (interval.value, interval.value)
+        rows.append({**keys, "value": interval.value, "low": max(low, 0), "high": min(high, 1), "seeds": len(values)})
+    return rows
+
+
+def grouped(results: Results, field: str, value: Callable[[Any], float], **keys: str) -> list[dict[str, Any]]:
+    """`bands` of a value over seeds for each norm and each value of ``field``."""
+    groups = []
+    for norm in results.distinct("norm"):
+        for x in results.distinct(field):
+            runs = results.where(norm=norm, **{field: x})
+            if len(runs):
+                groups.append(({"norm": label(norm), field: x}, [value(r) for r in runs]))
+    return bands(groups)
+
+
+def curves(
+    rows: list[dict[str, Any]],
+    norms: Sequence[str],
+    x: alt.X,
+    y: alt.Y,
+    *,
+    points: bool = True,
+    tooltip: Sequence[Any] = (),
+) -> alt.LayerChart:
+    """A line per norm with the interval around it."""
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, **series(norms))
+    low = alt.Y("low:Q", scale=y.to_dict().get("scale", alt.Undefined))
+    band = base.mark_area(opacity=0.18).encode(y=low, y2="high:Q", strokeDash=alt.StrokeDashValue([1, 0]))
+    line = base.mark_line(point={"size": 36, "filled": True} if points else False, strokeWidth=2.2).encode(
+        y=y, tooltip=list(tooltip) if tooltip else alt.Undefined
+    )
+    return sized(alt.layer(band, line))
+
+
+def accuracy_axis(field: str = "value", title: str = "test accuracy") -> alt.Y:
+    """Accuracy from 0 to 1 in per cent."""
+    return alt.Y(f"{field}:Q", title=title, scale=alt.Scale(domain=[0, 1]), axis=alt.Axis(format="%"))
+
+
+def log_axis(field: str, title: str, values: Sequence[float]) -> alt.X:
+    """A logarithmic axis that names whole powers of ten."""
+    return alt.X(
+        f"{field}:Q",
+        title=title,
+        scale=alt.Scale(type="log", domain=[min(values), max(values)], nice=False),
+        axis=alt.Axis(format="~g", tickCount=5),
+    )
+
+
+def sized(chart: Any, height: int = HEIGHT) -> Any:
+    """As wide as the page allows."""
+    return chart.properties(width="container", height=height)
