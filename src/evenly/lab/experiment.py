@@ -110,6 +110,7 @@ class Experiment:
         charts: what was seen.
         seeds: how many in the quick and in the full form.
         own: whether it can be asked of the user's own network.
+        pictures: whether it needs data of shape (N, H, W) or (N, C, H, W).
     """
 
     name: str
@@ -121,6 +122,7 @@ class Experiment:
     charts: Callable[[Results], list[Chart]]
     seeds: tuple[int, int] = field(default=(5, 10))
     own: bool = False
+    pictures: bool = False
 
     def told(self, results: Results) -> str:
         """`how`, with the numbers of the run in place of the fields."""

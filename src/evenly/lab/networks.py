@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -148,6 +150,8 @@ def factory(path: str) -> Callable[[], nn.Module]:
     module_name, _, name = path.partition(":")
     if not module_name or not name:
         raise ValueError(f"--model takes MODULE:FACTORY, got {path!r}; for example my_networks:small")
+    if os.getcwd() not in sys.path:  # an installed command has its own folder there instead
+        sys.path.insert(0, os.getcwd())
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:

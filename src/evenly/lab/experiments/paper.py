@@ -1,0 +1,130 @@
+"""Figure 1 of Ioffe and Szegedy (2015): three hidden layers of 100 sigmoids, batches of 60."""
+
+from __future__ import annotations
+
+import altair as alt
+import torch
+
+from evenly.lab import plots
+from evenly.lab.data import Dataset
+from evenly.lab.experiment import Experiment, Results, Values
+from evenly.lab.judge import Verdict, at_least, at_most
+from evenly.lab.setting import Setting
+from evenly.lab.train import accuracy, activation_inputs, moments_of_progress, training
+
+PERCENTILES = (0.15, 0.50, 0.85)
+UNIT = 0  # the "typical sigmoid" of the last hidden layer: always the first, never picked
+
+
+def settings(full: bool) -> list[Setting]:
+    """With and without; the paper names neither rate nor deviation, so both are fixed here."""
+    steps = 10_000 if full else 2000
+    return [
+        Setting(norm=norm, activation="sigmoid", depth=3, width=100, batch=60, init=0.1, rate=0.1, steps=steps)
+        for norm in ("none", "batch")
+    ]
+
+
+def measure(setting: Setting, seed: int, data: Dataset) -> Values:
+    """Test accuracy, and the percentiles of one sigmoid's input, along the way."""
+    values: Values = {"step": [], "accuracy": [], "low": [], "median": [], "high": []}
+    levels = torch.tensor(PERCENTILES)
+    for step, network in training(setting, seed, data, moments_of_progress(setting.steps, 60, first=5)):
+        entering = activation_inputs(network, data.test)[-1][:, UNIT]
+        low, median, high = entering.quantile(levels).tolist()
+        for name, value in zip(values, (step, accuracy(network, data.test), low, median, high), strict=True):
+            values[name].append(value)
+    return values
+
+
+def share_of_steps(runs: Results) -> float:
+    """The step at which the normalised network passes the plain one's final accuracy, over all steps.
+
+    Twice the whole where it never does: no run can show more than "not within the steps it had".
+    """
+    (plain,), (normed,) = runs.where(norm="none"), runs.where(norm="batch")
+    goal = plain.values["accuracy"][-1]
+    passed = [s for s, a in zip(normed.values["step"], normed.values["accuracy"], strict=True) if a > goal]
+    return (passed[0] if passed else 2 * normed.setting.steps) / plain.setting.steps
+
+
+def wander(runs: Results, norm: str) -> float:
+    """How far the median wandered, in widths of the final 15-to-85 range: largest minus smallest."""
+    (run,) = runs.where(norm=norm)
+    median, width = run.values["median"], run.values["high"][-1] - run.values["low"][-1]
+    return float((max(median) - min(median)) / width)
+
+
+def judge(results: Results) -> list[Verdict]:
+    """Sooner, and steadier."""
+    return [
+        at_most(
+            "At the paper's setting the normalised network passes the plain one's final accuracy "
+            "within a tenth of its steps",
+            "steps it needs over all steps of the plain network",
+            results.interval(share_of_steps, "×"),
+            0.1,
+        ),
+        at_least(
+            "The input of the last sigmoid wanders less with batch normalization",
+            "range of the median over training, plain over normalised",
+            results.interval(lambda runs: wander(runs, "none") / wander(runs, "batch"), "×"),
+            1.0,
+        ),
+    ]
+
+
+def charts(results: Results) -> list[plots.Chart]:
+    """Accuracy against steps, and the three percentiles side by side."""
+    norms = results.distinct("norm")
+    progress = plots.bands([
+        ({"norm": plots.label(norm), "step": step}, [r.values["accuracy"][i] for r in runs])
+        for norm in norms
+        for runs in [results.where(norm=norm)]
+        for i, step in enumerate(runs[0].values["step"])
+    ])  # fmt: skip
+    steps = alt.X("step:Q", title="training step", axis=alt.Axis(format="~s", tickCount=6))
+    accuracy_chart = plots.curves(progress, norms, steps, plots.accuracy_axis(), points=False)
+    first = results.by_seed()[0]
+    inputs = [
+        {"norm": plots.label(r.setting.norm), "step": s, "low": low, "median": median, "high": high}
+        for r in first
+        for s, low, median, high in zip(*(r.values[k] for k in ("step", "low", "median", "high")), strict=True)
+    ]
+    return [
+        plots.Chart(
+            "paper_accuracy", "Test accuracy while training",
+            "Figure 1a of the paper. Lines are means over seeds, bands 95 % intervals.", accuracy_chart,
+        ),
+        plots.Chart(
+            "paper_percentiles", "What enters the last sigmoid",
+            "Figures 1b and 1c of the paper: the 15th, 50th and 85th percentiles over the test samples of the input of "
+            "one sigmoid of the last hidden layer, for one seed. A sigmoid is steep only between the dotted lines.",
+            percentile_chart(inputs, norms, steps),
+        ),
+    ]  # fmt: skip
+
+
+def percentile_chart(rows: list[dict[str, float | str]], norms: list[str], steps: alt.X) -> alt.LayerChart:
+    """The median as a line in a band from the 15th to the 85th percentile."""
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=steps, **plots.series(norms))
+    band = base.mark_area(opacity=0.2).encode(
+        y=alt.Y("low:Q", title="input of the sigmoid"), y2="high:Q", strokeDash=alt.StrokeDashValue([1, 0])
+    )
+    edges = [base.mark_line(strokeWidth=1).encode(y=f"{name}:Q") for name in ("low", "high")]
+    median = base.mark_line(strokeWidth=2.5).encode(y="median:Q")
+    steep = alt.Chart(alt.InlineData(values=[{"y": -2}, {"y": 2}])).mark_rule(strokeDash=[1, 3], opacity=0.7)
+    return plots.sized(alt.layer(band, *edges, median, steep.encode(y="y:Q")))  # type: ignore[no-any-return]
+
+
+EXPERIMENT = Experiment(
+    name="paper",
+    question="Does figure 1 of the 2015 paper come out again?",
+    how="Three hidden layers of {width} sigmoids, batches of {batch}, {steps} steps at learning rate {rate}; initial "
+    "weights are Gaussian with standard deviation {init}. {seeds} seeds; a seed fixes weights and batches for both "
+    "networks. The paper used MNIST; --data mnist5k comes closest to it.",
+    settings=settings,
+    measure=measure,
+    judge=judge,
+    charts=charts,
+)

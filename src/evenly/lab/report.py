@@ -1,0 +1,167 @@
+"""The report: claims first, then one section per experiment, in one page that opens offline."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from evenly.lab.experiment import Experiment, Results
+from evenly.lab.judge import Verdict
+from evenly.lab.plots import Chart
+
+PAGE = Path(__file__).parent / "page"
+MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
+STYLES = {"holds": "green", "does not hold": "red", "cannot tell": "yellow"}
+SAVED_WIDTH = 560
+
+
+@dataclass(frozen=True)
+class Section:
+    """One experiment's part of the report.
+
+    Args:
+        name: of the experiment.
+        question: what was asked.
+        how: how it was run.
+        rerun: the command that runs it again.
+        verdicts: what came out.
+        charts: what was seen.
+        results: the cells behind it.
+    """
+
+    name: str
+    question: str
+    how: str
+    rerun: str
+    verdicts: tuple[Verdict, ...]
+    charts: tuple[Chart, ...]
+    results: Results
+
+    @classmethod
+    def of(cls, experiment: Experiment, results: Results, rerun: str) -> Section:
+        """Judge finished cells and draw them."""
+        return cls(
+            experiment.name, experiment.question, experiment.told(results), rerun,
+            tuple(experiment.judge(results)), tuple(experiment.charts(results)), results,
+        )  # fmt: skip
+
+    def seen(self) -> list[str]:
+        """What was seen, one sentence per claim, made of the measured numbers."""
+        return [f"{v.about[0].upper()}{v.about[1:]}: {v.interval}." for v in self.verdicts]
+
+    def _repr_html_(self) -> str:
+        return f"<h3>{self.question}</h3><p>{self.how}</p>" + "".join(v._repr_html_() for v in self.verdicts)
+
+
+@dataclass(frozen=True)
+class Report:
+    """Everything a run of the lab has to say.
+
+    Args:
+        sections: one per experiment.
+        data: the data sets used, described.
+        command: what to type to get it again.
+    """
+
+    sections: tuple[Section, ...]
+    data: tuple[str, ...]
+    command: str
+
+    @property
+    def verdicts(self) -> list[Verdict]:
+        """All verdicts, in the order of the report."""
+        return [verdict for section in self.sections for verdict in section.verdicts]
+
+    def table(self) -> Table:
+        """The claims for a terminal."""
+        table = Table(title="Claims", title_justify="left", show_lines=True)
+        for heading in ("claim", "verdict", "measured"):
+            table.add_column(heading, overflow="fold")
+        for v in self.verdicts:
+            style = STYLES[v.outcome]
+            table.add_row(v.claim, f"[{style}]{MARKS[v.outcome]} {v.outcome}[/]", f"{v.about}: [bold]{v.interval}[/]")
+        return table
+
+    def save(self, folder: Path) -> Path:
+        """Write ``report.html``, ``claims.json`` and the charts as PNG and SVG; return the page's path."""
+        path = folder / "report.html"
+        path.write_text(self.to_html(), encoding="utf-8")
+        (folder / "claims.json").write_text(json.dumps(self.claims(), indent=1, ensure_ascii=False) + "\n")
+        pictures = folder / "charts"
+        pictures.mkdir(exist_ok=True)
+        for section in self.sections:
+            for chart in section.charts:
+                save_picture(chart, pictures)
+        return path
+
+    def claims(self) -> list[dict[str, Any]]:
+        """The table of claims as plain records."""
+        return [
+            {
+                "experiment": section.name, "question": section.question, "claim": v.claim, "outcome": v.outcome,
+                "about": v.about, "measured": str(v.interval), "seeds": v.interval.seeds, "rule": v.rule,
+            }
+            for section in self.sections
+            for v in section.verdicts
+        ]  # fmt: skip
+
+    def to_html(self) -> str:
+        """The page: styles, scripts and data inside, nothing fetched."""
+        import jinja2
+        import vl_convert
+
+        import evenly
+
+        environment = jinja2.Environment(
+            loader=jinja2.FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
+        )
+        charts = {
+            chart.name: {
+                "spec": _finite(chart.chart.to_dict()),
+                "slider": chart.slider and {"parameter": chart.slider.parameter, "labels": chart.slider.labels},
+            }
+            for section in self.sections
+            for chart in section.charts
+        }
+        return environment.get_template("report.html.j2").render(
+            report=self, marks=MARKS, version=evenly.__version__, counts=self._counts(),
+            style=(PAGE / "report.css").read_text(), script=(PAGE / "report.js").read_text(),
+            vega=_inside_script(vl_convert.javascript_bundle()), charts=_inside_script(json.dumps(charts)),
+        )  # fmt: skip
+
+    def _counts(self) -> dict[str, int]:
+        return {outcome: sum(v.outcome == outcome for v in self.verdicts) for outcome in MARKS}
+
+    def _repr_html_(self) -> str:
+        return "".join(section._repr_html_() for section in self.sections)
+
+
+def save_picture(chart: Chart, folder: Path) -> None:
+    """The chart as ``folder/name.svg`` and ``folder/name.png``."""
+    import vl_convert
+
+    spec = _finite(chart.chart.to_dict())
+    spec["width"] = SAVED_WIDTH
+    spec["background"] = "white"
+    (folder / f"{chart.name}.svg").write_text(vl_convert.vegalite_to_svg(spec))
+    (folder / f"{chart.name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def _finite(spec: Any) -> Any:
+    """NaN and infinities of diverged runs as null, the only word JSON has for them."""
+    if isinstance(spec, dict):
+        return {key: _finite(value) for key, value in spec.items()}
+    if isinstance(spec, list):
+        return [_finite(value) for value in spec]
+    if isinstance(spec, float):
+        return round(spec, 6) if abs(spec) < 1e300 else None
+    return spec
+
+
+def _inside_script(text: str) -> str:
+    """Text that cannot end the script element it stands in."""
+    return text.replace("</", "<\\/")

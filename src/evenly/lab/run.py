@@ -1,0 +1,154 @@
+"""Run the cells: in parallel, each kept as it finishes, so that an interruption loses nothing finished."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import joblib
+import torch
+from rich.console import Console
+from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+from evenly.lab.data import load
+from evenly.lab.experiment import Cell, Results, Values
+from evenly.lab.experiments import EXPERIMENTS
+from evenly.lab.plan import Plan, estimate, plan
+from evenly.lab.report import Report, Section
+
+
+def run(names: Sequence[str] | str = (), *, console: Console | None = None, **options: Any) -> Report:
+    """Run experiments and write their report; in a notebook the returned object shows itself.
+
+    Args:
+        names: experiments; none: the default four.
+        console: where progress and the table go; None: nothing is printed.
+        options: those of `evenly.lab.plan.plan`.
+
+    Example:
+        >>> report = run(["inference"], seeds=2, jobs=1, out=getfixture("tmp_path"))  # doctest: +SKIP
+        >>> report.verdicts[0].outcome                                                # doctest: +SKIP
+        'holds'
+    """
+    names = [names] if isinstance(names, str) else names
+    return execute(plan(names, **options), console or Console(quiet=True))
+
+
+def execute(work: Plan, console: Console) -> Report:
+    """Finish the cells of ``work``, write the report, print the table of claims.
+
+    Raises:
+        KeyboardInterrupt: the user stopped it; finished cells are kept.
+    """
+    for reason in work.skipped:
+        console.print(f"skipped: {reason}")
+    todo = work.unfinished()
+    with _one_thread():
+        costs = estimate(todo)
+    seconds = sum(costs.values()) / work.jobs
+    done = len(work.cells) - len(todo)
+    console.print(
+        f"{len(work.experiments)} experiments, {len(todo)} cells to run on {work.jobs} jobs"
+        f"{f', {done} finished before' if done else ''}: {_duration(seconds)}"
+    )
+    try:
+        _finish(todo, costs, work, console)
+    except KeyboardInterrupt:
+        kept = len(work.cells) - len(work.unfinished())
+        console.print(f"{kept} of {len(work.cells)} cells are kept in {work.out}; the same command goes on from there")
+        raise
+    report = gather(work)
+    path = report.save(work.out)
+    console.print(report.table())
+    console.print(f"report: {path}", soft_wrap=True)
+    return report
+
+
+def gather(work: Plan) -> Report:
+    """The report of finished cells."""
+    sections = []
+    for experiment in work.experiments:
+        found = [work.store.read(cell) for cell in work.cells if cell.experiment == experiment.name]
+        results = Results([result for result in found if result is not None])
+        sections.append(Section.of(experiment, results, rerun=_rerun(work, experiment.name)))
+    data = dict.fromkeys(load(cell.setting.data).describe() for cell in work.cells)
+    return Report(tuple(sections), tuple(data), work.command)
+
+
+def _rerun(work: Plan, name: str) -> str:
+    options = " ".join(part for part in work.command.split()[2:] if part not in EXPERIMENTS and part != "--all")
+    return f"evenly lab {name} {options}".strip()
+
+
+def run_cell(cell: Cell, main_process: int) -> tuple[Cell, Values]:
+    """Measure one cell on one thread."""
+    if os.getpid() != main_process:
+        _leave_interrupts_to(main_process)
+    with _one_thread():
+        return cell, EXPERIMENTS[cell.experiment].measure(cell.setting, cell.seed, load(cell.setting.data))
+
+
+def _leave_interrupts_to(main_process: int) -> None:
+    # Ctrl-C reaches every process of the terminal; the main one answers it, for all.
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGINT, signal.SIG_IGN)
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """Networks this small run fastest, and to the same bits everywhere, on one thread."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def _finish(todo: list[Cell], costs: dict[Cell, float], work: Plan, console: Console) -> None:
+    # Long cells first: the last minutes then have work for every job.
+    ordered = sorted(todo, key=costs.__getitem__, reverse=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[count]}"))
+    with Progress(*columns, console=console, transient=True) as progress, _engine(work):
+        task = progress.add_task("training", total=sum(costs.values()), count=f"0/{len(todo)}")
+        parallel = joblib.Parallel(n_jobs=work.jobs, return_as="generator_unordered", batch_size=1)
+        finished = parallel(joblib.delayed(run_cell)(cell, os.getpid()) for cell in ordered)
+        try:
+            for count, (cell, values) in enumerate(finished, start=1):
+                work.store.write(cell, values)
+                progress.update(
+                    task, advance=costs[cell], count=f"{count}/{len(todo)}", description=cell.experiment
+                )  # fmt: skip
+        finally:
+            finished.close()
+
+
+@contextmanager
+def _engine(work: Plan) -> Iterator[None]:
+    """joblib's own backends: processes here, a Ray cluster, or a Dask cluster."""
+    if work.engine == "local":
+        with joblib.parallel_config(backend="loky" if work.jobs > 1 else "sequential"):
+            yield
+    elif work.engine == "ray":
+        from ray.util.joblib import register_ray
+
+        register_ray()
+        with joblib.parallel_config(backend="ray"):
+            yield
+    else:
+        from dask.distributed import Client
+
+        # The scheduler named by DASK_SCHEDULER_ADDRESS, or a cluster of this machine's cores.
+        here = {} if "DASK_SCHEDULER_ADDRESS" in os.environ else {"n_workers": work.jobs, "threads_per_worker": 1}
+        with Client(**here), joblib.parallel_config(backend="dask"):
+            yield
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(round(seconds), 1)} s"
+    return f"about {seconds / 60:.0f} min"
