@@ -111,6 +111,45 @@ def info(as_json: bool) -> None:
 
 @main.command(
     epilog=_examples(
+        "evenly lab                              the default run, within two minutes",
+        "evenly lab --list                       what there is",
+        "evenly lab learning_rate depth --seeds 3",
+        "evenly lab --all --full --jobs 8        everything, at length",
+        "evenly lab --data mine.npz --model mynets:small",
+    )
+)
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT ...]")
+@click.option("--list", "ask_list", is_flag=True, help="List the experiments and leave.")
+@click.option("--all", "everything", is_flag=True, help="Run all experiments.")
+@click.option("--quick/--full", "quick", default=True, help="Few seeds and steps (the default), or many.")
+@click.option("--data", default="digits", metavar="DATA", help="digits, mnist5k or FILE.npz with x and y.")
+@click.option("--model", metavar="MODULE:FACTORY", help="Your own network, with its norms and without.")
+@click.option("--seeds", type=int, metavar="N", help="Runs of each setting.")
+@click.option("--jobs", type=int, metavar="N", help="Processes at a time; default: one per core.")
+@click.option("--engine", type=click.Choice(["ray", "dask"]), help="Run on a cluster.")
+@click.option("--out", default="lab-out", metavar="DIR", help="Where cells and report go.", show_default=True)
+@click.option("--open", "show", is_flag=True, help="Open the report in the browser.")
+def lab(
+    experiments: tuple[str, ...], ask_list: bool, quick: bool, show: bool, engine: str | None, **asked: Any
+) -> None:
+    """Measure what normalization does, on real data.
+
+    One question per experiment; verdicts by rule, from intervals over seeds. Finished cells are
+    kept: an interrupted run goes on where it stopped.
+    """
+    from rich.console import Console
+
+    with wrong_use():
+        from evenly.lab import command
+
+        if ask_list:
+            return command.show_list(Console(highlight=False))
+        work = command.checked(experiments, full=not quick, engine=engine or "local", **asked)
+    return command.carry_out(work, Console(highlight=False), show=show)
+
+
+@main.command(
+    epilog=_examples(
         "evenly bench --quick",
         "evenly bench --shapes resnet50 --json resnet50.json --picture resnet50.svg",
         "evenly bench --shapes cifar --peers torch,compile,keras --layout last",

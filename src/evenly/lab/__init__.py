@@ -19,6 +19,7 @@ def __getattr__(name: str) -> Any:
 
     if name not in _HOME:
         raise AttributeError(f"module 'evenly.lab' has no attribute {name!r}")
+    import_module("evenly.lab.command").require_extra()
     value = getattr(import_module(f"evenly.lab.{_HOME[name]}"), name)
     globals()[name] = value
     return value

@@ -155,7 +155,9 @@ def factory(path: str) -> Callable[[], nn.Module]:
     try:
         found = getattr(importlib.import_module(module_name), name, None)
     except ImportError as error:
-        raise ValueError(f"--model {path}: cannot import {module_name} ({error}); run from the folder it is in") from None
+        raise ValueError(
+            f"--model {path}: cannot import {module_name} ({error}); run from the folder it is in"
+        ) from None
     if not callable(found):
         raise ValueError(f"--model {path}: {module_name} has no function {name}; name one that returns the network")
     return found  # type: ignore[no-any-return]

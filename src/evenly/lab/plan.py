@@ -6,6 +6,7 @@ import os
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 
 import torch
@@ -121,7 +122,9 @@ def _does_not_apply(experiment: Experiment, data: str, dataset: Dataset, model: 
         return f"{experiment.name} builds its own networks and does not take --model; these do: {able}"
     if experiment.pictures and dataset.train.x.ndim not in (3, 4):
         shape = tuple(dataset.train.x.shape[1:])
-        return f"{experiment.name} needs pictures of shape (N, H, W) or (N, C, H, W), and {data} holds samples of {shape}"
+        return (
+            f"{experiment.name} needs pictures of shape (N, H, W) or (N, C, H, W), and {data} holds samples of {shape}"
+        )
     return None
 
 
@@ -182,5 +185,5 @@ def _seconds_per_step(kind: Setting) -> float:
     times = []
     for _ in training(kind, 0, load(kind.data), range(PROBE_STEPS + 1)):
         times.append(time.perf_counter())
-    steps = sorted(b - a for a, b in zip(times, times[1:], strict=False))
+    steps = sorted(b - a for a, b in pairwise(times))
     return steps[len(steps) // 2]

@@ -47,6 +47,7 @@ class Chart:
         caption: how to read it.
         chart: Altair's.
         slider: if it moves.
+        half: whether it stands beside its neighbour where the page is wide enough.
     """
 
     name: str
@@ -54,9 +55,10 @@ class Chart:
     caption: str
     chart: alt.TopLevelMixin
     slider: Slider | None = None
+    half: bool = False
 
     def _repr_mimebundle_(self, *args: Any, **kwargs: Any) -> Any:
-        return self.chart._repr_mimebundle_(*args, **kwargs)  # type: ignore[attr-defined]
+        return self.chart._repr_mimebundle_(*args, **kwargs)
 
 
 def label(norm: str) -> str:
@@ -70,7 +72,7 @@ def series(norms: Sequence[str], field: str = "norm") -> dict[str, Any]:
     return {
         "color": alt.Color(
             f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[COLORS[n] for n in norms]),
-            legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3),
+            legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1),
         ),
         "strokeDash": alt.StrokeDash(
             f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[DASHES[n] for n in norms])
@@ -105,19 +107,37 @@ def curves(
     rows: list[dict[str, Any]],
     norms: Sequence[str],
     x: alt.X,
-    y: alt.Y,
+    title: str = "test accuracy",
     *,
+    domain: Sequence[float] | None = (0, 1),
+    form: str = "%",
     points: bool = True,
     tooltip: Sequence[Any] = (),
 ) -> alt.LayerChart:
-    """A line per norm with the interval around it."""
-    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, **series(norms))
-    low = alt.Y("low:Q", scale=y.to_dict().get("scale", alt.Undefined))
-    band = base.mark_area(opacity=0.18).encode(y=low, y2="high:Q", strokeDash=alt.StrokeDashValue([1, 0]))
+    """A line per norm with the interval around it; by default of accuracies, in per cent.
+
+    Args:
+        rows: what `bands` makes.
+        norms: which, in the order of the legend.
+        x: the horizontal axis.
+        title: of the vertical axis.
+        domain: of the vertical axis; None: as the rows need.
+        form: of the vertical axis's numbers, in d3's language.
+        points: whether each value has a dot.
+        tooltip: what a dot says.
+    """
+    look = series(norms)
+    scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
+    axis = alt.Axis(format=form)
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, color=look["color"])
+    band = base.mark_area(opacity=0.18).encode(y=alt.Y("low:Q", title=title, scale=scale, axis=axis), y2="high:Q")
     line = base.mark_line(point={"size": 36, "filled": True} if points else False, strokeWidth=2.2).encode(
-        y=y, tooltip=list(tooltip) if tooltip else alt.Undefined
+        y=alt.Y("value:Q", title=title, scale=scale, axis=axis),
+        strokeDash=look["strokeDash"],
+        tooltip=list(tooltip) if tooltip else alt.Undefined,
     )
-    return sized(alt.layer(band, line))
+    layered: alt.LayerChart = sized(alt.layer(band, line))
+    return layered
 
 
 def accuracy_axis(field: str = "value", title: str = "test accuracy") -> alt.Y:

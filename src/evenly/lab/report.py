@@ -164,4 +164,4 @@ def _finite(spec: Any) -> Any:
 
 def _inside_script(text: str) -> str:
     """Text that cannot end the script element it stands in."""
-    return text.replace("</", "<\\/")
+    return text.replace("</script", "<\\/script")

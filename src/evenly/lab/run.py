@@ -46,17 +46,8 @@ def execute(work: Plan, console: Console) -> Report:
     """
     for reason in work.skipped:
         console.print(f"skipped: {reason}")
-    todo = work.unfinished()
-    with _one_thread():
-        costs = estimate(todo)
-    seconds = sum(costs.values()) / work.jobs
-    done = len(work.cells) - len(todo)
-    console.print(
-        f"{len(work.experiments)} experiments, {len(todo)} cells to run on {work.jobs} jobs"
-        f"{f', {done} finished before' if done else ''}: {_duration(seconds)}"
-    )
     try:
-        _finish(todo, costs, work, console)
+        finish(work, console)
     except KeyboardInterrupt:
         kept = len(work.cells) - len(work.unfinished())
         console.print(f"{kept} of {len(work.cells)} cells are kept in {work.out}; the same command goes on from there")
@@ -109,7 +100,18 @@ def _one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def _finish(todo: list[Cell], costs: dict[Cell, float], work: Plan, console: Console) -> None:
+def finish(work: Plan, console: Console) -> None:
+    """Run the unfinished cells, and keep each as it finishes."""
+    todo = work.unfinished()
+    with _one_thread():
+        costs = estimate(todo)
+    done = len(work.cells) - len(todo)
+    console.print(
+        f"{len(work.experiments)} experiments, {len(todo)} cells to run on {work.jobs} jobs"
+        f"{f' ({done} finished before)' if done else ''}: {_duration(sum(costs.values()) / work.jobs)}"
+    )
+    if not todo:
+        return
     # Long cells first: the last minutes then have work for every job.
     ordered = sorted(todo, key=costs.__getitem__, reverse=True)
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[count]}"))

@@ -47,7 +47,7 @@ def training(setting: Setting, seed: int, data: Dataset, at: Iterable[int]) -> I
         if step > setting.steps:
             return
         optimizer.zero_grad()
-        F.cross_entropy(network(*batch.inputs), batch.y).backward()  # type: ignore[no-untyped-call]
+        F.cross_entropy(network(*batch.inputs), batch.y).backward()
         optimizer.step()
         if step in wanted:
             yield step, network
@@ -55,7 +55,7 @@ def training(setting: Setting, seed: int, data: Dataset, at: Iterable[int]) -> I
 
 def trained(setting: Setting, seed: int, data: Dataset) -> nn.Module:
     """The network after all its steps."""
-    return [network for _, network in training(setting, seed, data, [setting.steps])][0]
+    return next(network for _, network in training(setting, seed, data, [setting.steps]))
 
 
 @contextmanager

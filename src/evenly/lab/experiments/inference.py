@@ -42,6 +42,11 @@ def name_of(setting: Setting) -> str:
     return next(name for name, pair in AVERAGES.items() if pair == (setting.average, setting.momentum))
 
 
+def by_average(results: Results, name: str) -> Results:
+    """The cells of one running average."""
+    return results.where(lambda r: name_of(r.setting) == name)
+
+
 def measure(setting: Setting, seed: int, data: Dataset) -> Values:
     """Test accuracy along the way by the running average, by each batch's own statistics, and by exact ones."""
     values: Values = {"step": [], "running": [], "batch": [], "exact": []}
@@ -94,8 +99,7 @@ def _batches(split: Split, size: int) -> list[Split]:
 
 def judge(results: Results) -> list[Verdict]:
     """The usual average at the end, a slow one early on, and one sample alone."""
-    usual = results.where(lambda r: name_of(r.setting) == USUAL)
-    slow = results.where(lambda r: name_of(r.setting) == "momentum 0.01")
+    usual, slow = by_average(results, USUAL), by_average(results, "momentum 0.01")
     return [
         within(
             "One sample alone gets the scores it gets inside any batch",
@@ -122,9 +126,8 @@ def charts(results: Results) -> list[plots.Chart]:
     """Accuracy in evaluation against the steps trained, by the statistics used."""
     groups = []
     for name in AVERAGES:
-        runs = results.where(lambda r, name=name: name_of(r.setting) == name)
-        groups += _series(name, runs.results, "running")
-    usual = results.where(lambda r: name_of(r.setting) == USUAL).results
+        groups += _series(name, by_average(results, name).results, "running")
+    usual = by_average(results, USUAL).results
     groups += _series(EXACT, usual, "exact") + _series(BATCH, usual, "batch")
     names = [*AVERAGES, EXACT, BATCH]
     colors = ["#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#009E73", "#7F7F7F", "#D55E00"]
@@ -154,8 +157,8 @@ def _series(name: str, runs: list[Result], value: str) -> list[tuple[dict[str, o
 EXPERIMENT = Experiment(
     name="inference",
     question="What does the running average cost or save?",
-    how="{depth} hidden layers of {width} {activation} units with batch normalization, batches of {batch}, {steps} steps "
-    "at learning rate {rate}. On the way the same weights are evaluated with each running average, with the "
+    how="{depth} hidden layers of {width} {activation} units with batch normalization, batches of {batch}, {steps} "
+    "steps at learning rate {rate}. On the way the same weights are evaluated with each running average, with the "
     "statistics of each test batch, and with statistics measured anew over the training data. {seeds} seeds.",
     settings=settings,
     measure=measure,

@@ -29,7 +29,7 @@ def measure(setting: Setting, seed: int, data: Dataset) -> Values:
 
 def small(runs: Results, norm: str) -> list[float]:
     """Final accuracies at the small scales."""
-    return [float(a) for a in runs.where(lambda r: r.setting.init <= SMALL, norm=norm).of("accuracy")]
+    return [float(a) for a in runs.where(lambda r: (r.setting.init or 0) <= SMALL, norm=norm).of("accuracy")]
 
 
 def spread(runs: Results, norm: str) -> float:
@@ -67,7 +67,7 @@ def charts(results: Results) -> list[plots.Chart]:
     chart = plots.curves(
         rows, results.distinct("norm"),
         plots.log_axis("init", "standard deviation of the initial weights", results.distinct("init")),
-        plots.accuracy_axis(title="final test accuracy"),
+        "final test accuracy",
     )  # fmt: skip
     return [plots.Chart(
         "initialization", "Final accuracy by initial scale",
@@ -78,8 +78,8 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="initialization",
     question="Does it care less about initialization?",
-    how="{depth} hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning rate {rate}; "
-    "initial weights are Gaussian with standard deviations {init}, biases 0. {seeds} seeds.",
+    how="{depth} hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning rate "
+    "{rate}; initial weights are Gaussian with standard deviations {init}, biases 0. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,

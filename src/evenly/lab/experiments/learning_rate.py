@@ -49,7 +49,7 @@ def judge(results: Results) -> list[Verdict]:
     """The ratio of the two bands, for each activation."""
     return [
         at_least(
-            f"The band of learning rates that train is at least ten times wider with batch normalization ({activation})",
+            f"The band of learning rates that train is ten times wider or more with batch normalization ({activation})",
             f"width of the band reaching {TRAINS:.0%}, normalised over plain",
             results.where(activation=activation).interval(
                 lambda runs: band(runs.where(norm="batch")) / band(runs.where(norm="none")), "×"
@@ -68,7 +68,7 @@ def charts(results: Results) -> list[plots.Chart]:
         rows = plots.grouped(runs, "rate", lambda r: r.values["accuracy"])
         chart = plots.curves(
             rows, runs.distinct("norm"), plots.log_axis("rate", "learning rate", runs.distinct("rate")),
-            plots.accuracy_axis(title="final test accuracy"),
+            "final test accuracy",
         )  # fmt: skip
         made.append(plots.Chart(
             f"learning_rate_{activation}", f"Final accuracy by learning rate, {activation}",
@@ -80,8 +80,8 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="learning_rate",
     question="Does it bear larger learning rates?",
-    how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} steps "
-    "at each of the rates {rate}. A rate trains if the final test accuracy is at least 90 %; the band is the "
+    how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} "
+    "steps at each of the rates {rate}. A rate trains if the final test accuracy is at least 90 %; the band is the "
     "longest unbroken run of such rates. {seeds} seeds.",
     settings=settings,
     measure=measure,

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from typing import Any
+
 import altair as alt
 import torch
 
@@ -13,6 +16,7 @@ from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, activation_inputs, moments_of_progress, training
 
 PERCENTILES = (0.15, 0.50, 0.85)
+STEEP = 2.0  # beyond it a sigmoid has less than half of its largest slope
 UNIT = 0  # the "typical sigmoid" of the last hidden layer: always the first, never picked
 
 
@@ -84,10 +88,10 @@ def charts(results: Results) -> list[plots.Chart]:
         for i, step in enumerate(runs[0].values["step"])
     ])  # fmt: skip
     steps = alt.X("step:Q", title="training step", axis=alt.Axis(format="~s", tickCount=6))
-    accuracy_chart = plots.curves(progress, norms, steps, plots.accuracy_axis(), points=False)
+    accuracy_chart = plots.curves(progress, norms, steps, points=False)
     first = results.by_seed()[0]
     inputs = [
-        {"norm": plots.label(r.setting.norm), "step": s, "low": low, "median": median, "high": high}
+        {"norm": r.setting.norm, "step": s, "low": low, "median": median, "high": high}
         for r in first
         for s, low, median, high in zip(*(r.values[k] for k in ("step", "low", "median", "high")), strict=True)
     ]
@@ -96,25 +100,37 @@ def charts(results: Results) -> list[plots.Chart]:
             "paper_accuracy", "Test accuracy while training",
             "Figure 1a of the paper. Lines are means over seeds, bands 95 % intervals.", accuracy_chart,
         ),
-        plots.Chart(
-            "paper_percentiles", "What enters the last sigmoid",
-            "Figures 1b and 1c of the paper: the 15th, 50th and 85th percentiles over the test samples of the input of "
-            "one sigmoid of the last hidden layer, for one seed. A sigmoid is steep only between the dotted lines.",
-            percentile_chart(inputs, norms, steps),
+        *(
+            plots.Chart(
+                f"paper_input_{norm}", f"What enters the last sigmoid, {plots.label(norm)}",
+                f"Figure 1{panel} of the paper: the 15th, 50th and 85th percentiles, over the test samples, of what enters "
+                "one sigmoid of the last hidden layer, for one seed. A sigmoid is steep between the dotted lines.",
+                percentile_chart([i for i in inputs if i["norm"] == norm], norm, extent(inputs), steps), half=True,
+            )
+            for norm, panel in zip(norms, "bc", strict=False)
         ),
     ]  # fmt: skip
 
 
-def percentile_chart(rows: list[dict[str, float | str]], norms: list[str], steps: alt.X) -> alt.LayerChart:
+def extent(rows: list[dict[str, Any]]) -> list[float]:
+    """What both panels must show: all percentiles, and the steep part of a sigmoid."""
+    finite = [v for row in rows for v in (row["low"], row["high"]) if math.isfinite(v)]
+    return [min(-STEEP, *finite), max(STEEP, *finite)]
+
+
+def percentile_chart(rows: list[dict[str, Any]], norm: str, domain: list[float], steps: alt.X) -> alt.LayerChart:
     """The median as a line in a band from the 15th to the 85th percentile."""
-    base = alt.Chart(alt.InlineData(values=rows)).encode(x=steps, **plots.series(norms))
-    band = base.mark_area(opacity=0.2).encode(
-        y=alt.Y("low:Q", title="input of the sigmoid"), y2="high:Q", strokeDash=alt.StrokeDashValue([1, 0])
+    y = alt.Scale(domain=domain, nice=True)
+    color = plots.COLORS[norm]
+    base = alt.Chart(alt.InlineData(values=rows)).encode(x=steps)
+    band = base.mark_area(opacity=0.2, color=color).encode(
+        y=alt.Y("low:Q", title="input of the sigmoid", scale=y), y2="high:Q"
     )
-    edges = [base.mark_line(strokeWidth=1).encode(y=f"{name}:Q") for name in ("low", "high")]
-    median = base.mark_line(strokeWidth=2.5).encode(y="median:Q")
-    steep = alt.Chart(alt.InlineData(values=[{"y": -2}, {"y": 2}])).mark_rule(strokeDash=[1, 3], opacity=0.7)
-    return plots.sized(alt.layer(band, *edges, median, steep.encode(y="y:Q")))  # type: ignore[no-any-return]
+    edges = [base.mark_line(strokeWidth=1, color=color).encode(y=alt.Y(f"{e}:Q", scale=y)) for e in ("low", "high")]
+    median = base.mark_line(strokeWidth=2.5, color=color, strokeDash=plots.DASHES[norm])
+    steep = alt.Chart(alt.InlineData(values=[{"y": -STEEP}, {"y": STEEP}])).mark_rule(strokeDash=[1, 3])
+    layers = [band, *edges, median.encode(y=alt.Y("median:Q", scale=y)), steep.encode(y=alt.Y("y:Q", scale=y))]
+    return plots.sized(alt.layer(*layers))  # type: ignore[no-any-return]
 
 
 EXPERIMENT = Experiment(
