@@ -18,6 +18,8 @@ from evenly.lab.setting import Setting
 
 ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
+NORMS = ("none", "batch", "ghost", "layer", "group", "instance")
+
 
 def build(setting: Setting, data: Dataset, seed: int) -> nn.Module:
     """The network of ``setting`` for ``data``, initialised from ``seed``."""
@@ -38,7 +40,7 @@ def norm(setting: Setting, channels: int, images: bool = False) -> nn.Module | N
     """The norm of ``setting`` over ``channels``, or None."""
     batch = evenly.BatchNorm2d if images else evenly.BatchNorm1d
     running: dict[str, Any] = {"momentum": setting.momentum, "average": setting.average}
-    kinds: dict[str, Callable[[], nn.Module | None]] = {
+    return {
         "none": lambda: None,
         "batch": lambda: batch(channels, **running),
         "ghost": lambda: batch(channels, ghosts=setting.ghosts, **running),
@@ -46,8 +48,7 @@ def norm(setting: Setting, channels: int, images: bool = False) -> nn.Module | N
         "layer": lambda: evenly.GroupNorm(1, channels) if images else evenly.LayerNorm(channels),
         "group": lambda: evenly.GroupNorm(_groups(channels), channels),
         "instance": lambda: evenly.InstanceNorm2d(channels, affine=True),
-    }
-    return kinds[setting.norm]()
+    }[setting.norm]()
 
 
 def _groups(channels: int) -> int:
@@ -70,7 +71,8 @@ class Shift(nn.Module):
         if not self.training:
             return x
         scale, shift = (torch.rand(2, self.units, generator=self.generator) * 2 - 1) * self.size
-        return x * (1 + scale) + shift
+        disturbed: Tensor = x * (1 + scale) + shift
+        return disturbed
 
 
 def _hidden(setting: Setting, linear: nn.Module, channels: int, images: bool, layer: int) -> list[nn.Module]:
@@ -170,6 +172,8 @@ def _users(setting: Setting) -> nn.Module:
         raise ValueError(f"--model {setting.network} returned {type(network).__name__}; return a torch.nn.Module")
     if not any(is_norm(m) for m in network.modules()):
         raise ValueError(f"--model {setting.network} has no norm layer; the lab compares it with and without its norms")
+    if setting.norm == "batch":
+        return evenly.convert(network)
     if setting.norm == "none":
         for parent in list(network.modules()):
             for name, child in list(parent.named_children()):

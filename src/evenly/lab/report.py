@@ -130,7 +130,8 @@ class Report:
         return environment.get_template("report.html.j2").render(
             report=self, marks=MARKS, version=evenly.__version__, counts=self._counts(),
             style=(PAGE / "report.css").read_text(), script=(PAGE / "report.js").read_text(),
-            vega=_inside_script(vl_convert.javascript_bundle()), charts=_inside_script(json.dumps(charts)),
+            vega=_inside_script(vl_convert.javascript_bundle()),  # type: ignore[call-arg]
+             charts=_inside_script(json.dumps(charts)),
         )  # fmt: skip
 
     def _counts(self) -> dict[str, int]:

@@ -7,7 +7,7 @@ import importlib.util
 from dataclasses import dataclass
 from functools import lru_cache
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,7 +19,8 @@ TEST_SHARE = 0.2  # where the source does not say which samples are for the test
 SPLIT_SEED = 20150211  # the day the batch normalization paper appeared
 
 
-class Split(NamedTuple):
+@dataclass(frozen=True)
+class Split:
     """Samples and their classes; sequences of uneven length carry their lengths."""
 
     x: Tensor
@@ -35,7 +36,7 @@ class Split(NamedTuple):
         """What a network is called with."""
         return (self.x,) if self.lengths is None else (self.x, self.lengths)
 
-    def __len__(self) -> int:  # the number of samples, not of fields
+    def __len__(self) -> int:
         return len(self.y)
 
 
@@ -116,7 +117,7 @@ def _read_npz(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     if not path.is_file():
         raise ValueError(f"no file {path}; --data takes {', '.join(KNOWN)} or a FILE.npz with x and y")
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
             arrays = {key: file[key] for key in file.files}
     except Exception as error:  # zipfile, zlib, pickle and format errors alike
         raise ValueError(f"{path} is not a readable npz file ({error}); write it with numpy.savez") from None

@@ -8,6 +8,7 @@ import altair as alt
 import torch
 from torch import nn
 
+import evenly
 from evenly.lab import plots
 from evenly.lab.data import Dataset, Split
 from evenly.lab.experiment import Experiment, Result, Results, Values
@@ -71,16 +72,7 @@ def accuracy_by_batch(network: nn.Module, split: Split, size: int) -> float:
 
 def recalibrated(network: nn.Module, split: Split, size: int) -> nn.Module:
     """A copy whose running statistics are those of the training data under the present weights."""
-    network = copy.deepcopy(network)
-    for module in network.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.reset_running_stats()
-            module.momentum = None
-    network.train()
-    with torch.no_grad():
-        for part in _batches(split, size):
-            network(*part.inputs)
-    return network
+    return evenly.recalibrate(copy.deepcopy(network), [part.inputs for part in _batches(split, size)])
 
 
 def single_against_batched(network: nn.Module, split: Split) -> float:

@@ -103,8 +103,8 @@ def charts(results: Results) -> list[plots.Chart]:
         *(
             plots.Chart(
                 f"paper_input_{norm}", f"What enters the last sigmoid, {plots.label(norm)}",
-                f"Figure 1{panel} of the paper: the 15th, 50th and 85th percentiles, over the test samples, of what enters "
-                "one sigmoid of the last hidden layer, for one seed. A sigmoid is steep between the dotted lines.",
+                f"Figure 1{panel} of the paper: the 15th, 50th and 85th percentiles over the test samples of what "
+                "enters one sigmoid of the last hidden layer, one seed. A sigmoid is steep between the dotted lines.",
                 percentile_chart([i for i in inputs if i["norm"] == norm], norm, extent(inputs), steps), half=True,
             )
             for norm, panel in zip(norms, "bc", strict=False)

@@ -1,0 +1,54 @@
+"""`evenly lab` on the command line."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from click.testing import CliRunner
+
+from evenly.cli import main
+from evenly.lab import command
+from evenly.lab.experiments import DEFAULT, EXPERIMENTS
+
+
+def test_list_names_every_question() -> None:
+    """`evenly lab --list` shows each experiment with its question, and which run by default."""
+    shown = CliRunner().invoke(main, ["lab", "--list"])
+
+    assert shown.exit_code == 0
+    for experiment in EXPERIMENTS.values():
+        assert experiment.name in shown.output
+    assert shown.output.count("yes") == len(DEFAULT)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["nonsense"], "unknown experiment 'nonsense'; known are paper"),
+        (["--data", "no.npz"], "no file no.npz"),
+        (["--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
+        (["--seeds", "0"], "--seeds must be at least 1"),
+    ],
+)
+def test_wrong_use_is_one_line(tmp_path: Path, arguments: list[str], message: str) -> None:
+    """Bad input ends with status 2 and one line that says what to do; nothing is run."""
+    out = [] if "--out" in arguments else ["--out", str(tmp_path)]
+    result = CliRunner().invoke(main, ["lab", *arguments, *out])
+
+    assert result.exit_code == 2
+    assert message in result.stderr
+    assert len(result.stderr.splitlines()) == 1
+
+
+def test_absent_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Without the lab extra, and without the asked engine, one line says what to install."""
+    find = command.importlib.util.find_spec
+    monkeypatch.setattr(
+        command.importlib.util, "find_spec", lambda name: None if name in ("altair", "ray") else find(name)
+    )
+    with pytest.raises(ImportError, match=r"the lab needs altair; pip install 'evenly\[lab\]'"):
+        command.require_extra()
+    monkeypatch.setattr(command, "EXTRA", ())
+    with pytest.raises(ValueError, match="--engine ray needs ray; pip install 'ray'"):
+        command.checked([], engine="ray", out=tmp_path)
