@@ -1,0 +1,467 @@
+// Steps 3 and 4. A visit sums over a slab and then writes its input's gradient in reverse order.
+
+#include "kernels.hpp"
+#include "walk.hpp"
+
+namespace evenly {
+namespace EVENLY_ISA {
+namespace {
+
+// Sums of g and g * d per channel or column.
+struct Sums {
+    double *g, *gd;
+
+    void clear(i64 n) const {
+        std::fill(g, g + n, 0.0);
+        std::fill(gd, gd + n, 0.0);
+    }
+};
+
+template <class T>
+struct Walker {
+    using A = accumulator_t<T>;
+    const Backward& f;
+    const Partition& p;
+    const T *dy, *x, *residual;
+    const A *mask, *mean, *rstd, *counts;
+    A *sum_g, *sum_gx, *dweight, *dbias;
+    T *dx, *dresidual;
+    A arg;
+    bool streams;
+    bool plain;  // the slope comes from x alone, and nothing is masked
+
+    explicit Walker(const Backward& call)
+        : f(call),
+          p(call.partition),
+          dy(static_cast<const T*>(call.dy)),
+          x(static_cast<const T*>(call.x)),
+          residual(static_cast<const T*>(call.residual)),
+          mask(static_cast<const A*>(call.mask)),
+          mean(static_cast<const A*>(call.mean)),
+          rstd(static_cast<const A*>(call.rstd)),
+          counts(static_cast<const A*>(call.counts)),
+          sum_g(static_cast<A*>(call.sum_g)),
+          sum_gx(static_cast<A*>(call.sum_gx)),
+          dweight(static_cast<A*>(call.dweight)),
+          dbias(static_cast<A*>(call.dbias)),
+          dx(static_cast<T*>(call.dx)),
+          dresidual(static_cast<T*>(call.dresidual)),
+          arg(static_cast<A>(call.arg)),
+          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4),
+          plain(call.bits == nullptr && residual == nullptr && mask == nullptr && dresidual == nullptr) {}
+
+    const A* mask_of(i64 k, i64 n, A* buffer) const { return mask_tile(mask, f.mask_elements, p, k, n, buffer); }
+
+    // g and d of elements k … k + n.
+    template <class Affine>
+    void slopes(i64 k, i64 n, const Affine& affine, A* g, A* d) const {
+        A buffer[kTile];
+        if (f.bits) read_bits(f.bits, k, n, f.kind == Kind::leaky_relu ? arg : A(0), buffer);
+        with_kind(f.kind, [&](auto kind) {
+            constexpr Kind K = decltype(kind)::value;
+            slope_tile<K>(dy + k, x + k, residual ? residual + k : nullptr, f.bits ? buffer : nullptr, n, affine, arg,
+                          g, d);
+        });
+        if (!f.zeroes) return;
+        const A* m = mask_of(k, n, buffer);
+        for (i64 i = 0; i < n; ++i) g[i] = m[i] > 0 ? g[i] : A(0), d[i] = m[i] > 0 ? d[i] : A(0);
+    }
+
+    template <class Affine>
+    void sum(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
+        if (plain) {
+            return with_kind(f.kind, [&](auto kind) {
+                slope_sums<decltype(kind)::value>(dy + k, x + k, n, affine, arg, g_all, gd_all);
+            });
+        }
+        A g[kTile], d[kTile], a1 = 0, a2 = 0;
+        slopes(k, n, affine, g, d);
+#pragma omp simd reduction(+ : a1, a2)
+        for (i64 i = 0; i < n; ++i) a1 += g[i], a2 = fma(g[i], d[i], a2);
+        g_all += a1;
+        gd_all += a2;
+    }
+
+    template <class Affine>
+    void add(i64 k, i64 n, const Affine& affine, A* g_each, A* gd_each) const {
+        if (plain) {
+            return with_kind(f.kind, [&](auto kind) {
+                slope_add<decltype(kind)::value>(dy + k, x + k, n, affine, arg, g_each, gd_each);
+            });
+        }
+        A g[kTile], d[kTile];
+        slopes(k, n, affine, g, d);
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) g_each[i] += g[i], gd_each[i] = fma(g[i], d[i], gd_each[i]);
+    }
+
+    // dx and dresidual of elements k … k + n.
+    template <class Affine>
+    void input(i64 k, i64 n, const Affine& affine, Out<T>& out) const {
+        if (plain && f.measured) {
+            T* to = out.begin(dx + k);
+            with_kind(f.kind, [&](auto kind) {
+                input_tile<decltype(kind)::value>(dy + k, x + k, n, affine, arg, to);
+            });
+            return out.end(dx + k, n);
+        }
+        A g[kTile], d[kTile];
+        slopes(k, n, affine, g, d);
+        if (dresidual) {
+            T* to = out.begin(dresidual + k);
+#pragma omp simd
+            for (i64 i = 0; i < n; ++i) store(to + i, g[i]);
+            out.end(dresidual + k, n);
+        }
+        if (dx == nullptr) return;
+        T* to = out.begin(dx + k);
+        if (!f.measured) {
+#pragma omp simd
+            for (i64 i = 0; i < n; ++i) store(to + i, affine.scale(i) * g[i]);
+        } else if (!f.weighs) {
+#pragma omp simd
+            for (i64 i = 0; i < n; ++i)
+                store(to + i, fma(affine.scale(i), g[i], fma(affine.p(i), d[i], affine.q(i))));
+        } else {
+            A buffer[kTile];
+            const A* m = mask_of(k, n, buffer);
+            for (i64 i = 0; i < n; ++i) {
+                const A shared = m[i] * fma(affine.p(i), d[i], affine.q(i));
+                store(to + i, fma(affine.scale(i), g[i], m[i] > 0 ? shared : A(0)));
+            }
+        }
+        out.end(dx + k, n);
+    }
+
+    // What the set's shared gradient needs: dx = scale * g + p * d + q.
+    struct Shared {
+        A p, q;
+    };
+    Shared shared(i64 set) const {
+        if (!f.measured) return {0, 0};
+        const double n = counts ? counts[set] : f.count, r = rstd[set] / (n > 0 ? n : 1);
+        return {static_cast<A>(-r * rstd[set] * sum_gx[set]), f.centered ? static_cast<A>(-r * sum_g[set]) : A(0)};
+    }
+
+    // Keep the sums of one set's channels, and weigh them into the set's own.
+    void finish(i64 set, i64 channel, i64 channels, const double* g, const double* gd, const Sums& partial) const {
+        double all_g = 0, all_gx = 0;
+        const double r = rstd[set];
+        for (i64 c = 0; c < channels; ++c) {
+            const double weight = weight_of<A>(f.weight, channel + c);
+            all_g += weight * g[c];
+            all_gx += weight * gd[c];
+            const i64 at = set / p.group * p.channels + channel + c;
+            partial.g[at] = g[c];
+            partial.gd[at] = gd[c] * r;
+        }
+        sum_g[set] = static_cast<A>(all_g);
+        sum_gx[set] = static_cast<A>(all_gx * r);
+    }
+
+    // dweight and dbias of channels: the partial sums of all `outer` (or threads), in their order.
+    void reduce(Range channels, const Sums& partial, i64 parts) const {
+        for (i64 c = channels.begin; c < channels.end; ++c) {
+            double g = 0, gx = 0;
+            for (i64 i = 0; i < parts; ++i) g += partial.g[i * p.channels + c], gx += partial.gd[i * p.channels + c];
+            dbias[c] = static_cast<A>(g);
+            dweight[c] = static_cast<A>(gx);
+        }
+    }
+
+    void planes() const;
+    void columns() const;
+    void rows() const;
+    void sum_planes(i64 o, Range groups, const PlaneShare&, const Sums& sums) const;
+    void input_planes(i64 o, Range groups, const PlaneShare&, Out<T>& out) const;
+    void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Out<T>& out) const;
+};
+
+template <class T>
+void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const Sums& sums) const {
+    const i64 channels_per_set = p.inner / p.stride;
+    for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
+        for (i64 g = groups.begin; g < groups.end; ++g) {
+            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
+            const i64 first = base / p.stride % p.channels, slot = (g - groups.begin) * channels_per_set;
+            for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
+                const i64 c = first + plane;
+                const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
+                for (i64 i = 0; i < length; i += kTile)
+                    sum(k + i, std::min(kTile, length - i), affine, sums.g[slot + plane], sums.gd[slot + plane]);
+            });
+        }
+    }
+}
+
+template <class T>
+void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const {
+    const T* aligned_to = dx ? dx : dresidual;
+    for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
+        for (i64 g = groups.end - 1; g >= groups.begin; --g) {
+            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
+            const i64 first = base / p.stride % p.channels;
+            const Shared s = shared(set);
+            for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
+                const i64 c = first + plane;
+                const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c), s.p, s.q};
+                for_tiles(aligned_to, k, length, [&](i64 at, i64 n) { input(at, n, affine, out); });
+            });
+        }
+    }
+}
+
+template <class T>
+void Walker<T>::planes() const {
+    const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
+    const PlaneTasks tasks = plane_tasks(p, element, f.threads);
+    const i64 channels_per_set = p.inner / p.stride;
+    const i64 slots = (tasks.teams ? p.sets() : tasks.group_size) * channels_per_set;
+    const i64 partials = p.outer * p.channels;
+    Arena arena{scratch(2 * (Arena::size_of<double>(partials) + f.threads * Arena::size_of<double>(slots)))};
+    const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
+    char* memory = arena.at;
+    const auto sums_of = [&](int thread) {
+        Arena own{memory + thread * 2 * Arena::size_of<double>(slots)};
+        double* g = own.take<double>(slots);
+        return Sums{g, own.take<double>(slots)};
+    };
+    i64 next = 0;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        const Sums mine = sums_of(team.index);
+        if (tasks.teams) {
+            const PlaneShare share(p, team);
+            if (f.sum) mine.clear(slots);
+            for (i64 set = 0; set < p.sets(); ++set) {
+                const i64 o = set / p.group, g = set % p.group, slot = set * channels_per_set;
+                if (f.sum) {
+                    sum_planes(o, {g, g + 1}, share, {mine.g + slot, mine.gd + slot});
+                    team.barrier();
+                    if (team.index == 0) {
+                        for (int t = 1; t < team.size; ++t) {
+                            const Sums other = sums_of(t);
+                            for (i64 i = slot; i < slot + channels_per_set; ++i)
+                                mine.g[i] += other.g[i], mine.gd[i] += other.gd[i];
+                        }
+                        finish(set, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot, partial);
+                    }
+                    team.barrier();
+                }
+                if (f.input) input_planes(o, {g, g + 1}, share, out);
+            }
+        } else {
+            const PlaneShare whole(p, Team{});
+            for (i64 task = take(&next); task < tasks.count; task = take(&next)) {
+                const i64 o = task / tasks.per_outer, first = task % tasks.per_outer * tasks.group_size;
+                const Range groups{first, std::min(first + tasks.group_size, p.group)};
+                if (f.sum) {
+                    mine.clear(slots);
+                    sum_planes(o, groups, whole, mine);
+                    for (i64 g = groups.begin; g < groups.end; ++g) {
+                        const i64 slot = (g - first) * channels_per_set;
+                        finish(o * p.group + g, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot,
+                               partial);
+                    }
+                }
+                if (f.input) input_planes(o, groups, whole, out);
+            }
+        }
+        if (streams) fence();
+        if (f.sum) {
+            team.barrier();
+            reduce(team.share(p.channels), partial, p.outer);
+        }
+    });
+}
+
+template <class T>
+void Walker<T>::columns() const {
+    const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
+    const ColumnTasks tasks = column_tasks(p, element, f.threads);
+    const i64 width = tasks.width * tasks.fold, partials = p.outer * p.channels;
+    const i64 slots = tasks.width / p.stride;
+    const i64 each = 2 * Arena::size_of<double>(width) + 5 * Arena::size_of<A>(width) + 2 * Arena::size_of<double>(slots);
+    const i64 head = Arena::size_of<Sums>(f.threads);
+    Arena arena{scratch(2 * Arena::size_of<double>(partials) + head + each * f.threads)};
+    const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
+    Sums* parts = arena.take<Sums>(f.threads);
+    char* memory = arena.at;
+    i64 next = 0;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        Arena own{memory + team.index * each};
+        Sums& mine = parts[team.index];
+        mine = {own.take<double>(width), own.take<double>(width)};
+        A *m = own.take<A>(width), *s = own.take<A>(width), *b = own.take<A>(width);
+        A *ps = own.take<A>(width), *qs = own.take<A>(width);
+        const Sums channel{own.take<double>(slots), own.take<double>(slots)};
+        const Columns<A> affine{m, s, b, ps, qs};
+        const Team alone;
+        const Team& sharing = tasks.teams ? team : alone;
+        const auto sum_tile = [&](const Block& block, i64 row, i64 rows, i64 column, i64 n) {
+            alignas(kLine) A g[kTile], gd[kTile];
+            std::fill(g, g + n, A(0));
+            std::fill(gd, gd + n, A(0));
+            for (i64 r = row; r < row + rows; ++r)
+                add(block.base + r * block.pitch + column, n, affine.from(column), g, gd);
+            for (i64 c = 0; c < n; ++c) mine.g[column + c] += g[c], mine.gd[column + c] += gd[c];
+        };
+        // The sums of sets [begin, end): over the team's parts, the folded rows, the columns of each channel.
+        const auto merge = [&](const Block& block, Range sets, i64 first_set, const Sums* all, int size) {
+            const i64 channels_per_set = p.inner / p.stride;
+            for (i64 set = sets.begin; set < sets.end; ++set) {
+                for (i64 c = 0; c < channels_per_set; ++c) {
+                    double g = 0, gd = 0;
+                    for (int t = 0; t < size; ++t)
+                        for (i64 j = 0; j < block.fold; ++j) {
+                            const i64 at = j * block.columns + set * p.inner + c * p.stride;
+                            for (i64 i = at; i < at + p.stride; ++i) g += all[t].g[i], gd += all[t].gd[i];
+                        }
+                    channel.g[c] = g, channel.gd[c] = gd;
+                }
+                finish(first_set + set, block.first_column / p.stride + set * channels_per_set, channels_per_set,
+                       channel.g, channel.gd, partial);
+            }
+        };
+        const auto visit = [&](i64 task) {
+            const Block block(p, tasks, task);
+            const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
+            spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
+            if (f.sum) {
+                mine.clear(block.width);
+                for_column_tiles(block, sharing, false,
+                                 [&](i64 row, i64 rows, i64 c, i64 n) { sum_tile(block, row, rows, c, n); });
+                sharing.barrier();
+                merge(block, sharing.share(block.columns / p.inner), first_set, tasks.teams ? parts : &mine,
+                      sharing.size);
+                sharing.barrier();
+            }
+            if (!f.input) return;
+            for (i64 set = 0; set < block.columns / p.inner; ++set) {
+                const Shared both = shared(first_set + set);
+                for (i64 i = set * p.inner; i < (set + 1) * p.inner; ++i) ps[i] = both.p, qs[i] = both.q;
+            }
+            for (i64 j = 1; j < block.fold; ++j) {
+                std::memcpy(ps + j * block.columns, ps, block.columns * sizeof(A));
+                std::memcpy(qs + j * block.columns, qs, block.columns * sizeof(A));
+            }
+            for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
+                for (i64 r = row + rows - 1; r >= row; --r)
+                    input(block.base + r * block.pitch + column, n, affine.from(column), out);
+            });
+        };
+        const i64 count_tasks = p.outer * tasks.per_outer;
+        if (tasks.teams) {
+            for (i64 task = 0; task < count_tasks; ++task) visit(task);
+        } else {
+            for (i64 task = take(&next); task < count_tasks; task = take(&next)) visit(task);
+        }
+        if (streams) fence();
+        if (f.sum) {
+            team.barrier();
+            reduce(team.share(p.channels), partial, p.outer);
+        }
+    });
+}
+
+// Both steps of one row; sums of g and g * xhat per element go to g_each, gx_each.
+template <class T>
+void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Out<T>& out) const {
+    const i64 width = p.inner, base = set * width;
+    Row<A> affine{mean[set], rstd[set], weight, bias};
+    if (f.sum) {
+        double all_g = 0, all_gd = 0;
+        for (i64 i = 0; i < width; i += kTile) {
+            const i64 n = std::min(kTile, width - i);
+            A g[kTile], d[kTile], a1 = 0, a2 = 0;
+            slopes(base + i, n, affine.from(i), g, d);
+            const A r = rstd[set];
+#pragma omp simd reduction(+ : a1, a2)
+            for (i64 j = 0; j < n; ++j) {
+                const A wg = weight[i + j] * g[j];
+                a1 += wg;
+                a2 = fma(wg, d[j], a2);
+                g_each[i + j] += g[j];
+                gx_each[i + j] = fma(g[j] * r, d[j], gx_each[i + j]);
+            }
+            all_g += a1;
+            all_gd += a2;
+        }
+        sum_g[set] = static_cast<A>(all_g);
+        sum_gx[set] = static_cast<A>(all_gd * rstd[set]);
+    }
+    if (!f.input) return;
+    const Shared s = shared(set);
+    affine.p_ = s.p, affine.q_ = s.q;
+    for_tiles(dx ? dx : dresidual, base, width,
+              [&](i64 k, i64 n) { input(k, n, affine.from(k - base), out); });
+}
+
+template <class T>
+void Walker<T>::rows() const {
+    const i64 n = p.channels, doubles = Arena::size_of<double>(f.threads * n), each = 2 * Arena::size_of<A>(n);
+    Arena arena{scratch(2 * doubles + each * (f.threads + 1))};
+    const Sums partial{arena.take<double>(f.threads * n), arena.take<double>(f.threads * n)};
+    A *ones = arena.take<A>(n), *zeros = arena.take<A>(n);
+    const A *weight = static_cast<const A*>(f.weight), *bias = static_cast<const A*>(f.bias);
+    if (weight == nullptr) std::fill(ones, ones + n, A(1)), weight = ones;
+    if (bias == nullptr) std::fill(zeros, zeros + n, A(0)), bias = zeros;
+    char* memory = arena.at;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        Arena own{memory + team.index * each};
+        A *g = own.take<A>(n), *gx = own.take<A>(n);
+        const Sums mine{partial.g + team.index * n, partial.gd + team.index * n};
+        mine.clear(n);
+        const Range sets = team.share(p.sets());
+        for (i64 begin = sets.begin; begin < sets.end; begin += kTileRows) {
+            std::fill(g, g + n, A(0));
+            std::fill(gx, gx + n, A(0));
+            for (i64 set = begin; set < std::min(begin + kTileRows, sets.end); ++set) {
+                const i64 offset = set % p.group * p.inner;
+                row(set, weight + offset, bias + offset, g + offset, gx + offset, out);
+            }
+            if (f.sum)
+                for (i64 c = 0; c < n; ++c) mine.g[c] += g[c], mine.gd[c] += gx[c];
+        }
+        if (streams) fence();
+        if (f.sum) {
+            team.barrier();
+            reduce(team.share(n), partial, team.size);
+        }
+    });
+}
+
+template <class T>
+void run(const Backward& f) {
+    const Walker<T> walker(f);
+    if (f.partition.numel() == 0) {
+        if (!f.sum) return;
+        std::fill(walker.sum_g, walker.sum_g + f.partition.sets(), 0);
+        std::fill(walker.sum_gx, walker.sum_gx + f.partition.sets(), 0);
+        std::fill(walker.dweight, walker.dweight + f.partition.channels, 0);
+        std::fill(walker.dbias, walker.dbias + f.partition.channels, 0);
+        return;
+    }
+    switch (walk_of(f.partition, f.mask != nullptr)) {
+        case Walk::planes: return walker.planes();
+        case Walk::columns: return walker.columns();
+        case Walk::rows: return walker.rows();
+        case Walk::none: return;
+    }
+}
+
+}  // namespace
+
+void backward(const Backward& f) {
+    switch (f.dtype) {
+        case DType::float32: return run<float>(f);
+        case DType::float64: return run<double>(f);
+        case DType::bfloat16: return run<bfloat16>(f);
+        case DType::float16: return run<float16>(f);
+    }
+}
+
+}  // namespace EVENLY_ISA
+}  // namespace evenly

@@ -1,0 +1,94 @@
+// The table of contents: addresses and numbers in, nothing out. Python (backends/cpu.py) owns all memory.
+#include <nanobind/nanobind.h>
+#include <nanobind/stl/string.h>
+#include <nanobind/stl/vector.h>
+
+#include <pthread.h>
+#include <sys/mman.h>
+
+#include <string>
+#include <vector>
+
+#include "kernels.hpp"
+
+namespace nb = nanobind;
+using evenly::i64;
+using Address = std::uintptr_t;
+
+namespace {
+
+template <class T = void>
+T* at(Address address) {
+    return reinterpret_cast<T*>(address);
+}
+
+bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind, double arg, Address x, Address residual, Address weight,
+             Address bias, Address mask, bool mask_elements, bool weighs, bool zeroes, Address y, Address bits,
+             Address mean, Address m2, Address rstd, Address count, double eps, bool centered, bool measure, bool apply,
+             int threads, Address running_mean, Address running_var, Address batches, Address skipped, double factor,
+             bool unbiased, bool skip_nonfinite) {
+    const evenly::Partition p{outer, batch, group, inner, channels, stride};
+    if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
+    const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
+    const evenly::Forward call{p, static_cast<evenly::DType>(dtype), static_cast<evenly::Kind>(kind), arg, at(x),
+                               at(residual), at(weight), at(bias), at(mask), mask_elements, weighs, zeroes, at(y),
+                               at<std::uint8_t>(bits), at(mean), at(m2), at(rstd), at(count), eps, centered, measure,
+                               apply, evenly::threads_for(bytes, threads)};
+    const evenly::Running running{at(running_mean), at(running_var), at<i64>(batches), at<i64>(skipped), factor,
+                                  unbiased, skip_nonfinite};
+    nb::gil_scoped_release released;
+    evenly::forward(call, running_mean ? &running : nullptr);
+    return true;
+}
+
+bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind, double arg, Address dy, Address x, Address residual,
+              Address bits, Address weight, Address bias, Address mask, bool mask_elements, bool weighs, bool zeroes,
+              Address mean, Address rstd, Address counts, double count, Address sum_g, Address sum_gx, Address dweight,
+              Address dbias, Address dx, Address dresidual, bool centered, bool measured, bool sum, bool input,
+              int threads) {
+    const evenly::Partition p{outer, batch, group, inner, channels, stride};
+    if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
+    const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
+    const evenly::Backward call{p, static_cast<evenly::DType>(dtype), static_cast<evenly::Kind>(kind), arg, at(dy),
+                                at(x), at(residual), at<const std::uint8_t>(bits), at(weight), at(bias), at(mask),
+                                mask_elements, weighs, zeroes, at(mean), at(rstd), at(counts), count, at(sum_g),
+                                at(sum_gx), at(dweight), at(dbias), at(dx), at(dresidual), centered, measured, sum,
+                                input, evenly::threads_for(bytes, threads)};
+    nb::gil_scoped_release released;
+    evenly::backward(call);
+    return true;
+}
+
+std::string isa() { return evenly::steps()->isa; }
+
+std::vector<std::string> isas() {
+    const evenly::Steps* all;
+    const int count = evenly::available(&all);
+    std::vector<std::string> names;
+    for (int i = 0; i < count; ++i) names.emplace_back(all[i].isa);
+    return names;
+}
+
+bool use_isa(const std::string& name) { return evenly::use(name.c_str()); }
+
+// Ask for huge pages in a block fresh from the allocator; a refusal costs nothing.
+void advise_huge(Address address, std::size_t bytes) {
+#if defined(MADV_HUGEPAGE)
+    constexpr Address page = 4096;
+    const Address first = (address + page - 1) / page * page, last = (address + bytes) / page * page;
+    if (last > first) madvise(at(first), last - first, MADV_HUGEPAGE);
+#endif
+}
+
+}  // namespace
+
+NB_MODULE(_cpu, m) {
+    m.doc() = "evenly's CPU kernels; called by evenly.backends.cpu alone.";
+    pthread_atfork(nullptr, nullptr, evenly::note_fork);
+    m.def("forward", &forward, "Steps 1 and 2, one or both; False where the partition has no loop.");
+    m.def("backward", &backward, "Steps 3 and 4, one or both; False where the partition has no loop.");
+    m.def("isa", &isa, "The instruction set in use.");
+    m.def("isas", &isas, "The instruction sets this machine can run, the best last.");
+    m.def("use_isa", &use_isa, "Use one of them; False where it is unknown or cannot run here.");
+    m.def("advise_huge", &advise_huge, "Ask for huge pages behind fresh memory.");
+}

@@ -1,0 +1,439 @@
+// Steps 1 and 2. A visit measures a slab and applies the result in reverse order, so that what was
+// read last, and is still in cache, is read first.
+
+#include "kernels.hpp"
+#include "moments.hpp"
+#include "walk.hpp"
+
+namespace evenly {
+namespace EVENLY_ISA {
+namespace {
+
+// The moments of one set, element by element or tile by tile.
+template <class T>
+struct Sweep {
+    using A = accumulator_t<T>;
+    Moments seen;
+    A shift;
+    double n, s1, s2;
+    bool centered, started;
+
+    void start(bool is_centered) {
+        seen = {};
+        shift = 0;
+        n = s1 = s2 = 0;
+        centered = is_centered;
+        started = false;
+    }
+
+    void add(const T* x, i64 length) {
+        constexpr i64 kPiece = 2 * kTile, kFold = 2 * kPiece;
+        if (!started && centered) shift = mean_of<T, A>(x, std::min<i64>(16, length));
+        started = true;
+        for (i64 i = 0; i < length; i += kPiece) {
+            const i64 piece = std::min(kPiece, length - i);
+            sum_about(x + i, piece, shift, s1, s2);
+            n += static_cast<double>(piece);
+            if (n >= kFold) fold();
+        }
+    }
+
+    // Weighted: each tile about its own mean, since what was seen before may weigh nothing.
+    void add_masked(const T* x, const A* mask, i64 length) {
+        A weight = 0, sum = 0;
+#pragma omp simd reduction(+ : weight, sum)
+        for (i64 i = 0; i < length; ++i) {
+            const A value = load(x + i);
+            weight += mask[i];
+            sum += mask[i] > 0 ? mask[i] * value : A(0);
+        }
+        const A about = centered && weight > 0 ? sum / weight : A(0);
+        A a1 = 0, a2 = 0;
+#pragma omp simd reduction(+ : a1, a2)
+        for (i64 i = 0; i < length; ++i) {
+            const A value = load(x + i) - about;
+            const A d = mask[i] > 0 ? value : A(0);
+            a1 = fma(mask[i], d, a1);
+            a2 = fma(mask[i] * d, d, a2);
+        }
+        seen.merge(about_shift(weight, about, a1, a2, centered));
+    }
+
+    void fold() {
+        seen.merge(about_shift(n, shift, s1, s2, centered));
+        shift = static_cast<A>(seen.mean);
+        n = s1 = s2 = 0;
+    }
+};
+
+template <class T>
+struct Walker {
+    using A = accumulator_t<T>;
+    const Forward& f;
+    const Partition& p;
+    const T* x;
+    const T* residual;
+    const A* mask;
+    T* y;
+    A *mean, *m2, *rstd, *count;
+    A arg;
+    bool streams;
+
+    explicit Walker(const Forward& call)
+        : f(call),
+          p(call.partition),
+          x(static_cast<const T*>(call.x)),
+          residual(static_cast<const T*>(call.residual)),
+          mask(static_cast<const A*>(call.mask)),
+          y(static_cast<T*>(call.y)),
+          mean(static_cast<A*>(call.mean)),
+          m2(static_cast<A*>(call.m2)),
+          rstd(static_cast<A*>(call.rstd)),
+          count(static_cast<A*>(call.count)),
+          arg(static_cast<A>(call.arg)),
+          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4) {}
+
+    const A* mask_of(i64 k, i64 n, A* buffer) const { return mask_tile(mask, f.mask_elements, p, k, n, buffer); }
+
+    void finish(i64 set, const Moments& m) const {
+        mean[set] = static_cast<A>(m.mean);
+        m2[set] = static_cast<A>(m.m2);
+        rstd[set] = static_cast<A>(rstd_of(m, f.eps));
+        if (count) count[set] = static_cast<A>(m.count);
+    }
+
+    // y of elements k … k + n.
+    template <class Affine>
+    void apply(i64 k, i64 n, const Affine& affine, Out<T>& out) const {
+        T* to = out.begin(y + k);
+        with_kind(f.kind, [&](auto kind) {
+            constexpr Kind K = decltype(kind)::value;
+            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, to);
+            A z[kTile];
+            affine_tile(x + k, residual + k, n, affine, z);
+            if (f.bits) {
+                std::uint8_t on[kTile];
+                slope_bits<K>(z, n, on);
+                write_bits(f.bits, k, on, n);
+            }
+            activate_tile<K>(z, n, arg, to);
+        });
+        if (f.zeroes) {
+            A buffer[kTile];
+            const A* m = mask_of(k, n, buffer);
+            for (i64 i = 0; i < n; ++i) store(to + i, m[i] > 0 ? A(load(to + i)) : A(0));
+        }
+        out.end(y + k, n);
+    }
+
+    void planes() const;
+    void columns() const;
+    void rows() const;
+    void measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const;
+    void apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const;
+    struct ColumnMoments {
+        double *count, *mean, *m2;
+    };
+    void measure_tile(const Block&, i64 row, i64 rows, i64 column, i64 n, const ColumnMoments& seen) const;
+    void measure_tile_masked(const Block&, i64 row, i64 rows, i64 column, i64 n, const ColumnMoments& seen) const;
+    void merge_columns(const Block&, Range sets, const ColumnMoments* parts, int size, i64 first_set) const;
+};
+
+template <class T>
+void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const {
+    const i64 length = share.inner.end - share.inner.begin;
+    A buffer[kTile];
+    for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
+        for (i64 g = groups.begin; g < groups.end; ++g) {
+            const i64 k = ((o * p.batch + b) * p.group + g) * p.inner + share.inner.begin;
+            Sweep<T>& sweep = sweeps[g - groups.begin];
+            if (!f.weighs) {
+                sweep.add(x + k, length);
+            } else {
+                for_tiles(x, k, length, [&](i64 at, i64 n) { sweep.add_masked(x + at, mask_of(at, n, buffer), n); });
+            }
+        }
+    }
+}
+
+template <class T>
+void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const {
+    for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
+        for (i64 g = groups.end - 1; g >= groups.begin; --g) {
+            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
+            const i64 first = base / p.stride % p.channels;
+            for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
+                const i64 c = first + plane;
+                const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
+                for_tiles(y, k, length, [&](i64 at, i64 n) { apply(at, n, affine, out); });
+            });
+        }
+    }
+}
+
+template <class T>
+void Walker<T>::planes() const {
+    const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
+    const PlaneTasks tasks = plane_tasks(p, element, f.threads);
+    const i64 sweeps_each = tasks.teams ? p.sets() : tasks.group_size;
+    const i64 each = Arena::size_of<Sweep<T>>(sweeps_each);
+    char* memory = scratch(each * f.threads);
+    i64 next = 0;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        if (tasks.teams) {
+            const PlaneShare share(p, team);
+            for (i64 set = 0; set < p.sets(); ++set) {
+                const i64 o = set / p.group, g = set % p.group;
+                if (f.measure) {
+                    Sweep<T>* mine = reinterpret_cast<Sweep<T>*>(memory + team.index * each) + set;
+                    mine->start(f.centered);
+                    measure_planes(o, {g, g + 1}, share, mine);
+                    mine->fold();
+                    team.barrier();
+                    if (team.index == 0) {
+                        Moments all;
+                        for (int t = 0; t < team.size; ++t)
+                            all.merge(reinterpret_cast<Sweep<T>*>(memory + t * each)[set].seen);
+                        finish(set, all);
+                    }
+                    team.barrier();
+                }
+                if (f.apply) apply_planes(o, {g, g + 1}, share, out);
+            }
+        } else {
+            const PlaneShare whole(p, Team{});
+            Sweep<T>* sweeps = reinterpret_cast<Sweep<T>*>(memory + team.index * each);
+            for (i64 task = take(&next); task < tasks.count; task = take(&next)) {
+                const i64 o = task / tasks.per_outer, first = task % tasks.per_outer * tasks.group_size;
+                const Range groups{first, std::min(first + tasks.group_size, p.group)};
+                if (f.measure) {
+                    for (i64 g = groups.begin; g < groups.end; ++g) sweeps[g - first].start(f.centered);
+                    measure_planes(o, groups, whole, sweeps);
+                    for (i64 g = groups.begin; g < groups.end; ++g) {
+                        sweeps[g - first].fold();
+                        finish(o * p.group + g, sweeps[g - first].seen);
+                    }
+                }
+                if (f.apply) apply_planes(o, groups, whole, out);
+            }
+        }
+        if (streams) fence();
+    });
+}
+
+template <class T>
+void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, i64 n,
+                             const ColumnMoments& seen) const {
+    const T* first = x + block.base + row * block.pitch + column;
+    double *count_ = seen.count + column, *mean_ = seen.mean + column, *m2_ = seen.m2 + column;
+    alignas(kLine) A shift[kTile], s1[kTile], s2[kTile];
+    if (!f.centered) {
+        std::fill(shift, shift + n, A(0));
+    } else if (count_[0] > 0) {
+        for (i64 c = 0; c < n; ++c) shift[c] = static_cast<A>(mean_[c]);
+    } else {
+        const i64 few = std::min<i64>(8, rows);
+        for (i64 c = 0; c < n; ++c) shift[c] = load(first + c);
+        for (i64 r = 1; r < few; ++r)
+            for (i64 c = 0; c < n; ++c) shift[c] += load(first + r * block.pitch + c);
+        for (i64 c = 0; c < n; ++c) shift[c] *= A(1) / A(few);
+    }
+    std::fill(s1, s1 + n, A(0));
+    std::fill(s2, s2 + n, A(0));
+    i64 r = 0;
+    for (; r + 4 <= rows; r += 4) {
+        const T *x0 = first + r * block.pitch, *x1 = x0 + block.pitch, *x2 = x1 + block.pitch, *x3 = x2 + block.pitch;
+#pragma omp simd
+        for (i64 c = 0; c < n; ++c) {
+            const A d0 = load(x0 + c) - shift[c], d1 = load(x1 + c) - shift[c];
+            const A d2 = load(x2 + c) - shift[c], d3 = load(x3 + c) - shift[c];
+            s1[c] += (d0 + d1) + (d2 + d3);
+            s2[c] += fma(d0, d0, d1 * d1) + fma(d2, d2, d3 * d3);
+        }
+    }
+    for (; r < rows; ++r) {
+        const T* x0 = first + r * block.pitch;
+#pragma omp simd
+        for (i64 c = 0; c < n; ++c) {
+            const A d = load(x0 + c) - shift[c];
+            s1[c] += d;
+            s2[c] = fma(d, d, s2[c]);
+        }
+    }
+    const double added = static_cast<double>(rows);
+    for (i64 c = 0; c < n; ++c) {
+        const Moments tile = about_shift(added, shift[c], s1[c], s2[c], f.centered);
+        const double total = count_[c] + added, share = added / total, delta = tile.mean - mean_[c];
+        m2_[c] += tile.m2 + delta * delta * (count_[c] * share);
+        mean_[c] += delta * share;
+        count_[c] = total;
+    }
+}
+
+template <class T>
+void Walker<T>::measure_tile_masked(const Block& block, i64 row, i64 rows, i64 column, i64 n,
+                                    const ColumnMoments& seen) const {
+    A buffer[kTile], weight[kTile] = {}, about[kTile] = {}, s1[kTile] = {}, s2[kTile] = {};
+    const auto each_row = [&](const auto& body) {
+        for (i64 r = 0; r < rows; ++r) {
+            const i64 k = block.base + (row + r) * block.pitch + column;
+            body(x + k, mask_of(k, n, buffer));
+        }
+    };
+    each_row([&](const T* at, const A* m) {
+        for (i64 c = 0; c < n; ++c) {
+            const A value = load(at + c);
+            weight[c] += m[c];
+            about[c] += m[c] > 0 ? m[c] * value : A(0);
+        }
+    });
+    for (i64 c = 0; c < n; ++c) about[c] = f.centered && weight[c] > 0 ? about[c] / weight[c] : A(0);
+    each_row([&](const T* at, const A* m) {
+        for (i64 c = 0; c < n; ++c) {
+            const A value = load(at + c) - about[c];
+            const A d = m[c] > 0 ? value : A(0);
+            s1[c] = fma(m[c], d, s1[c]);
+            s2[c] = fma(m[c] * d, d, s2[c]);
+        }
+    });
+    for (i64 c = 0; c < n; ++c) {
+        Moments all{seen.count[column + c], seen.mean[column + c], seen.m2[column + c]};
+        all.merge(about_shift(weight[c], about[c], s1[c], s2[c], f.centered));
+        seen.count[column + c] = all.count, seen.mean[column + c] = all.mean, seen.m2[column + c] = all.m2;
+    }
+}
+
+// The moments of sets, pooled over the team's parts, the folded rows and the columns of each set.
+template <class T>
+void Walker<T>::merge_columns(const Block& block, Range sets, const ColumnMoments* parts, int size,
+                              i64 first_set) const {
+    for (i64 set = sets.begin; set < sets.end; ++set) {
+        const auto each = [&](const auto& body) {
+            for (int t = 0; t < size; ++t)
+                for (i64 j = 0; j < block.fold; ++j)
+                    for (i64 i = 0; i < p.inner; ++i) body(parts[t], j * block.columns + set * p.inner + i);
+        };
+        double n = 0, sum = 0, m2_all = 0;
+        each([&](const ColumnMoments& part, i64 c) {
+            n += part.count[c];
+            sum += part.count[c] * part.mean[c];
+        });
+        const double center = n > 0 ? sum / n : 0;
+        each([&](const ColumnMoments& part, i64 c) {
+            const double delta = part.mean[c] - center;
+            m2_all += part.m2[c] + part.count[c] * delta * delta;
+        });
+        finish(first_set + set, {n, center, m2_all});
+    }
+}
+
+template <class T>
+void Walker<T>::columns() const {
+    const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
+    const ColumnTasks tasks = column_tasks(p, element, f.threads);
+    const i64 width = tasks.width * tasks.fold;
+    const i64 each = 3 * (Arena::size_of<double>(width) + Arena::size_of<A>(width));
+    const i64 head = Arena::size_of<ColumnMoments>(f.threads);
+    char* memory = scratch(head + each * f.threads);
+    ColumnMoments* parts = reinterpret_cast<ColumnMoments*>(memory);
+    i64 next = 0;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        Arena arena{memory + head + team.index * each};
+        ColumnMoments& mine = parts[team.index];
+        mine = {arena.take<double>(width), arena.take<double>(width), arena.take<double>(width)};
+        A *m = arena.take<A>(width), *s = arena.take<A>(width), *b = arena.take<A>(width);
+        const Team alone;
+        const Team& sharing = tasks.teams ? team : alone;
+        const auto visit = [&](i64 task) {
+            const Block block(p, tasks, task);
+            const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
+            if (f.measure) {
+                std::fill(mine.count, mine.count + block.width, 0.0);
+                std::fill(mine.mean, mine.mean + block.width, 0.0);
+                std::fill(mine.m2, mine.m2 + block.width, 0.0);
+                for_column_tiles(block, sharing, false, [&](i64 row, i64 rows, i64 column, i64 n) {
+                    f.weighs ? measure_tile_masked(block, row, rows, column, n, mine)
+                             : measure_tile(block, row, rows, column, n, mine);
+                });
+                sharing.barrier();
+                merge_columns(block, sharing.share(block.columns / p.inner), tasks.teams ? parts : &mine,
+                              sharing.size, first_set);
+                sharing.barrier();
+            }
+            if (!f.apply) return;
+            spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
+            const Columns<A> affine{m, s, b};
+            for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
+                for (i64 r = row + rows - 1; r >= row; --r)
+                    apply(block.base + r * block.pitch + column, n, affine.from(column), out);
+            });
+        };
+        const i64 count_tasks = p.outer * tasks.per_outer;
+        if (tasks.teams) {
+            for (i64 task = 0; task < count_tasks; ++task) visit(task);
+        } else {
+            for (i64 task = take(&next); task < count_tasks; task = take(&next)) visit(task);
+        }
+        if (streams) fence();
+    });
+}
+
+template <class T>
+void Walker<T>::rows() const {
+    const i64 width = p.inner;
+    A* ones = reinterpret_cast<A*>(scratch(2 * p.channels * static_cast<i64>(sizeof(A))));
+    const A *weight = static_cast<const A*>(f.weight), *bias = static_cast<const A*>(f.bias);
+    if (weight == nullptr) std::fill(ones, ones + p.channels, A(1)), weight = ones;
+    if (bias == nullptr) std::fill(ones + p.channels, ones + 2 * p.channels, A(0)), bias = ones + p.channels;
+    parallel(f.threads, [&](const Team& team) {
+        Out<T> out{streams, {}};
+        Sweep<T> sweep;
+        const Range mine = team.share(p.sets());
+        for (i64 set = mine.begin; set < mine.end; ++set) {
+            if (f.measure) {
+                sweep.start(f.centered);
+                sweep.add(x + set * width, width);
+                sweep.fold();
+                finish(set, sweep.seen);
+            }
+            if (!f.apply) continue;
+            const i64 offset = set % p.group * width;
+            const Row<A> affine{mean[set], rstd[set], weight + offset, bias + offset};
+            for_tiles(y, set * width, width,
+                      [&](i64 k, i64 n) { apply(k, n, affine.from(k - set * width), out); });
+        }
+        if (streams) fence();
+    });
+}
+
+template <class T>
+void run(const Forward& f) {
+    const Walker<T> walker(f);
+    if (f.partition.numel() == 0) {
+        if (f.measure)
+            for (i64 set = 0; set < f.partition.sets(); ++set) walker.finish(set, {});
+        return;
+    }
+    switch (walk_of(f.partition, f.mask != nullptr)) {
+        case Walk::planes: return walker.planes();
+        case Walk::columns: return walker.columns();
+        case Walk::rows: return walker.rows();
+        case Walk::none: return;
+    }
+}
+
+}  // namespace
+
+void forward(const Forward& f) {
+    switch (f.dtype) {
+        case DType::float32: return run<float>(f);
+        case DType::float64: return run<double>(f);
+        case DType::bfloat16: return run<bfloat16>(f);
+        case DType::float16: return run<float16>(f);
+    }
+}
+
+}  // namespace EVENLY_ISA
+}  // namespace evenly

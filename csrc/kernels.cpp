@@ -1,0 +1,174 @@
+// What does not depend on the instruction set: choosing one, threads, scratch, running statistics.
+#include "kernels.hpp"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <new>
+
+namespace evenly {
+
+#define EVENLY_DECLARE(ISA)          \
+    namespace ISA {                  \
+    void forward(const Forward&);    \
+    void backward(const Backward&);  \
+    }
+#if defined(EVENLY_X86_LEVELS)
+EVENLY_DECLARE(x86_64_v2)
+EVENLY_DECLARE(x86_64_v3)
+EVENLY_DECLARE(x86_64_v4)
+#else
+EVENLY_DECLARE(baseline)
+#endif
+
+namespace {
+
+#if defined(EVENLY_X86_LEVELS)
+const Steps kAll[] = {{"x86-64-v2", x86_64_v2::forward, x86_64_v2::backward},
+                      {"x86-64-v3", x86_64_v3::forward, x86_64_v3::backward},
+                      {"x86-64-v4", x86_64_v4::forward, x86_64_v4::backward}};
+
+int count_available() {
+    __builtin_cpu_init();
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))) return 1;
+    const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+                    __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
+                    __builtin_cpu_supports("avx512vl");
+    return v4 ? 3 : 2;
+}
+#else
+const Steps kAll[] = {{"baseline", baseline::forward, baseline::backward}};
+
+int count_available() { return 1; }
+#endif
+
+std::atomic<const Steps*> chosen{nullptr};
+std::atomic<bool> forked{false};
+
+struct Scratch {
+    char* memory = nullptr;
+    i64 size = 0;
+    ~Scratch() { std::free(memory); }
+};
+
+template <class A>
+void update(const Partition& p, const Running& running, const A* mean_oc, const A* m2_oc, const A* count_oc) {
+    A *running_mean = static_cast<A*>(running.mean), *running_var = static_cast<A*>(running.var);
+    const i64 channels = p.group;
+    // The mean of the statistics of all sets of a channel, where there is any.
+    struct Entry {
+        double mean, var;
+        bool has_mean, has_var;
+    };
+    std::unique_ptr<Entry[]> entries(new Entry[channels]);
+    bool any = false, finite = true;
+    for (i64 c = 0; c < channels; ++c) {
+        double mean = 0, var = 0;
+        i64 means = 0, vars = 0;
+        for (i64 o = 0; o < p.outer; ++o) {
+            const i64 set = o * channels + c;
+            const double count = count_oc ? count_oc[set] : p.count();
+            if (count > 0) mean += mean_oc[set], ++means;
+            const double divisor = running.unbiased ? count - 1 : count;
+            if (divisor > 0) var += m2_oc[set] / divisor, ++vars;
+        }
+        entries[c] = {means ? mean / means : 0, vars ? var / vars : 0, means > 0, vars > 0};
+        any |= means > 0;
+        finite &= std::isfinite(entries[c].mean) && std::isfinite(entries[c].var);
+    }
+    if (running.skip_nonfinite && !finite) {
+        if (running.skipped && any) ++*running.skipped;
+        return;
+    }
+    if (!any) return;
+    const double w = running.factor;
+    for (i64 c = 0; c < channels; ++c) {
+        const Entry& e = entries[c];
+        if (e.has_mean) running_mean[c] = static_cast<A>(w * e.mean + (1 - w) * running_mean[c]);
+        if (e.has_var) running_var[c] = static_cast<A>(w * e.var + (1 - w) * running_var[c]);
+    }
+    if (running.batches) ++*running.batches;
+}
+
+}  // namespace
+
+int available(const Steps** out) {
+    *out = kAll;
+    static const int count = count_available();
+    return count;
+}
+
+const Steps* steps() {
+    const Steps* now = chosen.load(std::memory_order_acquire);
+    if (now) return now;
+    const Steps* all;
+    const int count = available(&all);
+    chosen.store(all + count - 1, std::memory_order_release);
+    return all + count - 1;
+}
+
+bool use(const char* isa) {
+    const Steps* all;
+    const int count = available(&all);
+    for (int i = 0; i < count; ++i) {
+        if (std::strcmp(all[i].isa, isa) == 0) {
+            chosen.store(all + i, std::memory_order_release);
+            return true;
+        }
+    }
+    return false;
+}
+
+void forward(const Forward& f, const Running* running) {
+    steps()->forward(f);
+    if (running == nullptr) return;
+    if (f.dtype == DType::float64) {
+        update<double>(f.partition, *running, static_cast<const double*>(f.mean), static_cast<const double*>(f.m2),
+                       static_cast<const double*>(f.count));
+    } else {
+        update<float>(f.partition, *running, static_cast<const float*>(f.mean), static_cast<const float*>(f.m2),
+                      static_cast<const float*>(f.count));
+    }
+}
+
+void backward(const Backward& f) { steps()->backward(f); }
+
+int threads_for(i64 bytes, int wanted) {
+    constexpr i64 kAlone = 48 << 10, kEach = 32 << 10;
+    if (bytes < kAlone || forked.load(std::memory_order_relaxed)) return 1;
+    return static_cast<int>(std::min<i64>(wanted, bytes / kEach));
+}
+
+const Caches& caches() {
+    static const Caches found = [] {
+        Caches c{1 << 20, 32 << 20};
+#if defined(_SC_LEVEL2_CACHE_SIZE)
+        const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE), l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
+        if (l2 > 0) c.l2 = l2;
+        c.last = l3 > 0 ? l3 : std::max<i64>(c.l2, c.last);
+#endif
+        return c;
+    }();
+    return found;
+}
+
+char* scratch(i64 bytes) {
+    thread_local Scratch mine;
+    if (mine.size < bytes) {
+        std::free(mine.memory);
+        const i64 size = (bytes * 5 / 4 + 4095) / 4096 * 4096;
+        mine.memory = static_cast<char*>(std::aligned_alloc(4096, size));
+        mine.size = mine.memory ? size : 0;
+        if (mine.memory == nullptr) throw std::bad_alloc();
+    }
+    return mine.memory;
+}
+
+void note_fork() { forked.store(true, std::memory_order_relaxed); }
+
+}  // namespace evenly

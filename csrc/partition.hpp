@@ -1,0 +1,43 @@
+// A tensor seen as x[outer, batch, group, inner] in memory order: evenly/core/partition.py in C++.
+#pragma once
+
+#include <cstdint>
+
+namespace evenly {
+
+using i64 = std::int64_t;
+
+// One mean and variance belong to each (outer, group); they are taken over (batch, inner).
+// Element k of the flat tensor uses weight and bias (k / stride) % channels.
+struct Partition {
+    i64 outer, batch, group, inner, channels, stride;
+
+    i64 row() const { return group * inner; }
+    i64 sets() const { return outer * group; }
+    i64 count() const { return batch * inner; }
+    i64 numel() const { return outer * batch * group * inner; }
+};
+
+// How memory is walked. Each norm, channels first or last, is one of three loops.
+enum class Walk {
+    planes,   // runs of `stride` elements share mean, weight and bias (channels first)
+    columns,  // elements one row (group * inner) apart share them (channels last, and small planes)
+    rows,     // a run of `inner` elements shares the mean, each has its own weight (layer norm)
+    none,     // no constructor of Partition makes this; the reference serves it
+};
+
+// Planes shorter than this are walked as columns where there are rows enough to share constants.
+constexpr i64 kShortPlane = 512;
+constexpr i64 kFewRows = 8;
+
+inline Walk walk_of(const Partition& p, bool masked) {
+    const i64 span = p.channels * p.stride;
+    const bool rows = p.batch == 1 && p.stride == 1 && p.inner > 1 && p.row() == p.channels;
+    const bool columns = span > 0 && p.row() % span == 0;
+    const bool planes = p.stride > 1 && p.inner % p.stride == 0 && span % p.inner == 0;
+    if (rows && !masked) return Walk::rows;
+    if (planes && (!columns || p.stride >= kShortPlane || p.batch < kFewRows)) return Walk::planes;
+    return columns ? Walk::columns : Walk::none;
+}
+
+}  // namespace evenly

@@ -1,0 +1,186 @@
+// What forward and backward share: a call's memory, and who does which part of it.
+#pragma once
+
+#include <algorithm>
+
+#include "kernels.hpp"
+#include "parallel.hpp"
+#include "tile.hpp"
+
+namespace evenly {
+namespace EVENLY_ISA {
+
+// Takes arrays from a block of scratch memory, each on its own cache lines.
+struct Arena {
+    char* at;
+
+    template <class X>
+    X* take(i64 n) {
+        X* array = reinterpret_cast<X*>(at);
+        at += size_of<X>(n);
+        return array;
+    }
+    template <class X>
+    static i64 size_of(i64 n) {
+        return (n * static_cast<i64>(sizeof(X)) + kLine - 1) / kLine * kLine;
+    }
+};
+
+// A walk over planes: a task is `group_size` neighbouring sets of one `outer`, all their samples,
+// so that it reads long stretches and its slab stays in L2 between its two sweeps.
+struct PlaneTasks {
+    i64 group_size, per_outer, count;
+    bool teams;  // too few sets for the threads: each is shared by all of them
+};
+
+inline PlaneTasks plane_tasks(const Partition& p, i64 bytes_per_element, int threads) {
+    constexpr i64 kChunk = 8192;  // bytes of each array that neighbouring sets should make together
+    const i64 slab = p.count() * bytes_per_element;
+    const i64 fits = std::max<i64>(1, caches().l2 * 3 / 4 / std::max<i64>(1, slab));
+    const i64 fair = std::max<i64>(1, p.group / std::max<i64>(1, 2 * threads / p.outer));
+    const i64 wanted = (kChunk + p.inner * 4 - 1) / (p.inner * 4);
+    const i64 size = std::min(std::min(wanted, fits), std::min(fair, p.group));
+    const i64 per_outer = (p.group + size - 1) / size;
+    const bool teams = threads > 1 && p.sets() < 4 * threads && p.sets() % threads != 0;
+    return {size, per_outer, p.outer * per_outer, teams};
+}
+
+// The part of each set that a member of a team takes: some samples, or a stretch of every sample.
+struct PlaneShare {
+    Range batch, inner;
+
+    PlaneShare(const Partition& p, const Team& team)
+        : batch(p.batch >= team.size ? team.share(p.batch) : Range{0, p.batch}),
+          inner(p.batch >= team.size ? Range{0, p.inner} : team.share(p.inner)) {}
+};
+
+// Visit the stretches of one channel in elements [begin, end) of the chunk that starts at `base`:
+// visit(first element, length, channel within the set).
+template <class Visit>
+inline void for_planes(const Partition& p, i64 base, Range part, const Visit& visit) {
+    for (i64 i = part.begin; i < part.end;) {
+        const i64 plane = i / p.stride;
+        const i64 length = std::min((plane + 1) * p.stride, part.end) - i;
+        visit(base + i, length, plane);
+        i += length;
+    }
+}
+
+// Cut [k, k + n) into tiles whose ends, but the last, are cache lines of `out`.
+template <class T, class Visit>
+inline void for_tiles(const T* out, i64 k, i64 n, const Visit& visit) {
+    for (i64 i = 0; i < n;) {
+        const i64 length = tile_length(out + k + i, n - i);
+        visit(k + i, length);
+        i += length;
+    }
+}
+
+// A walk over columns: blocks of neighbouring columns, whole sets each. Narrow rows are laid side
+// by side (`fold` of them) so that a tile is long; what is left over is one shorter row.
+struct ColumnTasks {
+    i64 width, per_outer, fold;
+    bool teams;  // the rows of each block are shared by all threads
+};
+
+inline ColumnTasks column_tasks(const Partition& p, i64 bytes_per_element, int threads) {
+    constexpr i64 kNarrow = 256;  // columns
+    const i64 row = p.row(), sets_per_tile = std::max<i64>(1, std::min(kTile, row) / p.inner);
+    const i64 blocks = std::max<i64>(1, 2 * threads / p.outer);  // so that every thread has two
+    i64 width = std::min(sets_per_tile, std::max<i64>(1, p.group / blocks)) * p.inner;
+    const bool fits = p.batch * width * bytes_per_element <= caches().l2 * 3 / 4;
+    const bool long_enough = width == row || width * bytes_per_element >= 4 * kLine;
+    const bool alone = p.outer >= threads || (long_enough && (fits || p.stride > 1));
+    if (!alone || !fits) width = p.stride > 1 && alone ? width : row;
+    const i64 fold = width == row && row < kNarrow ? std::max<i64>(1, std::min(2 * kNarrow / row, p.batch / 4)) : 1;
+    return {width, (row + width - 1) / width, fold, threads > 1 && !alone};
+}
+
+// One block of columns as a task sees it: `rows` rows of `width` elements `pitch` apart, the first
+// at element `base`, and a last row of only `rest`.
+struct Block {
+    i64 base, rows, width, pitch, rest;
+    i64 first_column, columns, fold;  // before folding
+
+    Block(const Partition& p, const ColumnTasks& tasks, i64 task) {
+        const i64 o = task / tasks.per_outer;
+        fold = tasks.fold;
+        first_column = task % tasks.per_outer * tasks.width;
+        columns = std::min(tasks.width, p.row() - first_column);
+        base = o * p.batch * p.row() + first_column;
+        rows = p.batch / fold;
+        width = fold * columns;
+        pitch = fold * p.row();
+        rest = p.batch % fold * columns;
+    }
+};
+
+constexpr i64 kTileRows = 64;  // rows between which float32 sums pass into float64
+
+// Visit the tiles of rows [begin, end), and the short last row if this member has the end:
+// visit(first row, rows, first column, columns). Reversed, the tiles last seen come first.
+template <class Visit>
+inline void for_column_tiles(const Block& block, const Team& team, bool reversed, const Visit& visit) {
+    const Range mine = team.share(block.rows);
+    const bool last = team.index == team.size - 1 && block.rest > 0;
+    const auto across = [&](i64 row, i64 rows, i64 width) {
+        for (i64 c = 0; c < width; c += kTile) visit(row, rows, c, std::min(kTile, width - c));
+    };
+    const i64 tiles = (mine.end - mine.begin + kTileRows - 1) / kTileRows;
+    if (reversed && last) across(block.rows, 1, block.rest);
+    for (i64 i = 0; i < tiles; ++i) {
+        const i64 row = mine.begin + (reversed ? tiles - 1 - i : i) * kTileRows;
+        across(row, std::min(kTileRows, mine.end - row), block.width);
+    }
+    if (!reversed && last) across(block.rows, 1, block.rest);
+}
+
+// Visit the stretches of a block's columns (before folding) that belong to one channel and one set:
+// visit(first column, length, set within the block, channel).
+template <class Visit>
+inline void for_channels(const Partition& p, const Block& block, const Visit& visit) {
+    const i64 first = block.first_column / p.stride;
+    i64 column = 0, set = 0;
+    const i64 channels_per_set = p.inner / p.stride;
+    for (i64 i = 0, within = 0; column < block.columns; ++i, column += p.stride) {
+        visit(column, p.stride, set, first + i);
+        if (++within == channels_per_set) within = 0, ++set;
+    }
+}
+
+// A channel's weight, or 1 and 0 where there is none.
+template <class A>
+inline A weight_of(const void* weight, i64 c) {
+    return weight ? static_cast<const A*>(weight)[c] : A(1);
+}
+template <class A>
+inline A bias_of(const void* bias, i64 c) {
+    return bias ? static_cast<const A*>(bias)[c] : A(0);
+}
+
+// Per-column mean, scale and bias of a block, repeated for each folded row.
+template <class A>
+inline void spread(const Partition& p, const Block& block, const A* mean, const A* rstd, const void* weight,
+                   const void* bias, A* m, A* s, A* b) {
+    if (p.inner == 1) {
+        const i64 c0 = block.first_column;
+        const A* w = static_cast<const A*>(weight);
+        const A* v = static_cast<const A*>(bias);
+        for (i64 c = 0; c < block.columns; ++c) m[c] = mean[c];
+        for (i64 c = 0; c < block.columns; ++c) s[c] = w ? rstd[c] * w[c0 + c] : rstd[c];
+        for (i64 c = 0; c < block.columns; ++c) b[c] = v ? v[c0 + c] : A(0);
+    } else {
+        for_channels(p, block, [&](i64 column, i64 length, i64 set, i64 channel) {
+            const A scale = rstd[set] * weight_of<A>(weight, channel), shift = bias_of<A>(bias, channel);
+            for (i64 c = column; c < column + length; ++c) m[c] = mean[set], s[c] = scale, b[c] = shift;
+        });
+    }
+    for (i64 j = 1; j < block.fold; ++j) {
+        std::memcpy(m + j * block.columns, m, block.columns * sizeof(A));
+        std::memcpy(s + j * block.columns, s, block.columns * sizeof(A));
+        std::memcpy(b + j * block.columns, b, block.columns * sizeof(A));
+    }
+}
+
+}  // namespace EVENLY_ISA
+}  // namespace evenly

@@ -1,0 +1,340 @@
+"""The CPU backend: the four steps and the fused pairs by the compiled kernels (``csrc``).
+
+This file passes addresses and owns all memory; what the steps mean is said in
+`evenly.backends.reference`. ``EVENLY_ISA`` forces an instruction set, ``EVENLY_POOL`` bounds the
+memory kept for large outputs (mebibytes; 0 switches it off).
+"""
+
+from __future__ import annotations
+
+import os
+
+import torch  # before _cpu: its OpenMP runtime is the one both use
+from torch import Tensor
+
+from evenly import _cpu
+from evenly.backends import composed, reference
+from evenly.backends.pool import Pool, default_limit
+from evenly.backends.reference import Sums
+from evenly.backends.running import Running, update
+from evenly.core.activation import Activation
+from evenly.core.moments import Moments
+from evenly.core.partition import Partition
+
+_NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as DType in csrc/kernels.hpp
+
+pool = Pool(default_limit(), _cpu.advise_huge)
+
+
+def serves(x: Tensor) -> bool:
+    """Whether the kernels take tensors like ``x``."""
+    return x.is_cpu and x.dtype in _NUMBER
+
+
+def instruction_set() -> str:
+    """The instruction set in use, such as ``"x86-64-v4"``."""
+    return _cpu.isa()
+
+
+def instruction_sets() -> list[str]:
+    """Those that this machine can run, the best last."""
+    return _cpu.isas()
+
+
+def use_instruction_set(name: str) -> None:
+    """Use another of `instruction_sets` from now on."""
+    if not _cpu.use_isa(name):
+        raise ValueError(f"instruction set {name!r} cannot run here; this machine runs {', '.join(_cpu.isas())}.")
+
+
+if "EVENLY_ISA" in os.environ:
+    use_instruction_set(os.environ["EVENLY_ISA"])
+
+
+def forward(
+    x: Tensor,
+    partition: Partition,
+    eps: float,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: Activation,
+    *,
+    mask: Tensor | None = None,
+    zeroing: Tensor | None = None,
+    centered: bool = True,
+    keep: bool = False,
+    running: Running | None = None,
+) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
+    """Steps 1 and 2 and the running statistics in one call; see `evenly.backends.composed.forward`."""
+    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
+    shape = (partition.outer, partition.group)
+    mean, m2, rstd = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
+    count = partition.count if mask is None else torch.empty(shape, dtype=dtype)
+    y = pool.empty_like(x)
+    inside = running is not None and _enters(running, dtype)
+    saved = _call_forward(
+        x, partition, weight, bias, residual, activation, mask, zeroing, y, mean, m2, rstd, count,
+        eps, centered, True, keep, running if inside else None,
+    )  # fmt: skip
+    if saved is _NOT_WALKED:
+        return composed.forward(
+            reference, x, partition, eps, weight, bias, residual, activation,
+            mask=mask, zeroing=zeroing, centered=centered, keep=keep, running=running,
+        )  # fmt: skip
+    moments = Moments(count, mean, m2)
+    if running is not None and not inside:
+        update(running, moments)
+    return y, moments, rstd, saved
+
+
+def backward(
+    dy: Tensor,
+    x: Tensor,
+    partition: Partition,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor | None,
+    activation: Activation,
+    count: int | Tensor,
+    *,
+    mask: Tensor | None = None,
+    zeroing: Tensor | None = None,
+    centered: bool = True,
+    measured: bool = True,
+    dresidual: bool = False,
+    dx: bool = True,
+    affine: bool = True,
+) -> tuple[Tensor | None, Tensor | None, Tensor | None, Tensor | None]:
+    """Steps 3 and 4 in one call; see `evenly.backends.composed.backward`."""
+    dx_ = pool.empty_like(x) if dx else None
+    dres = pool.empty_like(x) if dresidual else None
+    sums = _empty_sums(partition, mean) if affine or (measured and dx) else None
+    walked = _call_backward(
+        dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
+        sums, dx_, dres, centered, measured, sums is not None, dx or dresidual,
+    )  # fmt: skip
+    if not walked:
+        return composed.backward(
+            reference, dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask=mask,
+            zeroing=zeroing, centered=centered, measured=measured, dresidual=dresidual, dx=dx, affine=affine,
+        )  # fmt: skip
+    return (dx_, sums.dweight, sums.dbias, dres) if sums is not None and affine else (dx_, None, None, dres)
+
+
+def moments(x: Tensor, partition: Partition, mask: Tensor | None = None, *, centered: bool = True) -> Moments:
+    """Step 1; see `evenly.backends.reference.moments`."""
+    dtype, shape = reference.statistics_dtype(x.dtype), (partition.outer, partition.group)
+    mean, m2, rstd = (torch.empty(shape, dtype=dtype) for _ in range(3))
+    count = partition.count if mask is None else torch.empty(shape, dtype=dtype)
+    saved = _call_forward(
+        x, partition, None, None, None, Activation(), mask, None, None, mean, m2, rstd, count,
+        1.0, centered, True, False, None,
+    )  # fmt: skip
+    if saved is _NOT_WALKED:
+        return reference.moments(x, partition, mask, centered=centered)
+    return Moments(count, mean, m2)
+
+
+def normalize(
+    x: Tensor,
+    partition: Partition,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: Activation,
+    *,
+    zeroing: Tensor | None = None,
+    keep: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Step 2; see `evenly.backends.reference.normalize`."""
+    y = pool.empty_like(x)
+    saved = _call_forward(
+        x, partition, weight, bias, residual, activation, None, zeroing, y, mean, None, rstd, 0,
+        1.0, True, False, keep, None,
+    )  # fmt: skip
+    if saved is _NOT_WALKED:
+        return reference.normalize(
+            x, partition, mean, rstd, weight, bias, residual, activation, zeroing=zeroing, keep=keep
+        )
+    return y, saved
+
+
+def backward_sums(
+    dy: Tensor,
+    x: Tensor,
+    partition: Partition,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor | None,
+    activation: Activation,
+    *,
+    zeroing: Tensor | None = None,
+) -> Sums:
+    """Step 3; see `evenly.backends.reference.backward_sums`."""
+    sums = _empty_sums(partition, mean)
+    walked = _call_backward(
+        dy, x, partition, mean, rstd, weight, bias, saved, activation, 0, None, zeroing,
+        sums, None, None, True, True, True, False,
+    )  # fmt: skip
+    if not walked:
+        return reference.backward_sums(
+            dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing
+        )
+    return sums
+
+
+def backward_input(
+    dy: Tensor,
+    x: Tensor,
+    partition: Partition,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor | None,
+    activation: Activation,
+    sums: Sums | None,
+    count: int | Tensor,
+    *,
+    mask: Tensor | None = None,
+    zeroing: Tensor | None = None,
+    centered: bool = True,
+    dresidual: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Step 4; see `evenly.backends.reference.backward_input`."""
+    dx = pool.empty_like(x)
+    dres = pool.empty_like(x) if dresidual else None
+    walked = _call_backward(
+        dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
+        sums, dx, dres, centered, sums is not None, False, True,
+    )  # fmt: skip
+    if not walked:
+        return reference.backward_input(
+            dy, x, partition, mean, rstd, weight, bias, saved, activation, sums, count,
+            mask=mask, zeroing=zeroing, centered=centered, dresidual=dresidual,
+        )  # fmt: skip
+    return dx, dres
+
+
+_NOT_WALKED = torch.empty(0)  # in place of `saved`: the kernels have no loop for this partition
+
+
+def _call_forward(
+    x: Tensor,
+    p: Partition,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    activation: Activation,
+    mask: Tensor | None,
+    zeroing: Tensor | None,
+    y: Tensor | None,
+    mean: Tensor,
+    m2: Tensor | None,
+    rstd: Tensor,
+    count: int | Tensor,
+    eps: float,
+    centered: bool,
+    measure: bool,
+    keep: bool,
+    running: Running | None,
+) -> Tensor | None:
+    """The compiled call; returns what backward needs besides ``x``, or `_NOT_WALKED`."""
+    dtype, kind = mean.dtype, activation.kind
+    weight, bias, mean, rstd = _plain(weight, dtype), _plain(bias, dtype), mean.contiguous(), rstd.contiguous()
+    weights = _plain(zeroing if mask is None else mask, dtype)
+    saved = bits = None
+    if residual is not None:
+        residual = residual if residual.dtype is x.dtype else residual.to(x.dtype)
+        if keep and kind.slope == "sign":
+            saved = bits = torch.zeros((p.numel + 7) // 8, dtype=torch.uint8)
+        elif keep and kind.slope != "none":
+            saved = residual
+    walked = _cpu.forward(
+        p.outer, p.batch, p.group, p.inner, p.channels, p.stride, _NUMBER[x.dtype], kind.number, activation.arg,
+        x.data_ptr(), _at(residual), _at(weight), _at(bias),
+        _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
+        _at(y), _at(bits), mean.data_ptr(), _at(m2), rstd.data_ptr(), _at(count if mask is not None else None),
+        eps, centered, measure, y is not None, torch.get_num_threads(), *_running(running),
+    )  # fmt: skip
+    return saved if walked else _NOT_WALKED
+
+
+def _call_backward(
+    dy: Tensor,
+    x: Tensor,
+    p: Partition,
+    mean: Tensor,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    saved: Tensor | None,
+    activation: Activation,
+    count: int | Tensor,
+    mask: Tensor | None,
+    zeroing: Tensor | None,
+    sums: Sums | None,
+    dx: Tensor | None,
+    dres: Tensor | None,
+    centered: bool,
+    measured: bool,
+    sum_: bool,
+    input_: bool,
+) -> bool:
+    """The compiled call; whether it was made."""
+    dtype = mean.dtype
+    weight, bias, mean, rstd = _plain(weight, dtype), _plain(bias, dtype), mean.contiguous(), rstd.contiguous()
+    weights = _plain(zeroing if mask is None else mask, dtype)
+    bits = saved if saved is not None and saved.dtype is torch.uint8 else None
+    counts = _plain(count, dtype) if isinstance(count, Tensor) else None
+    plain_sums = None if sums is None else [_plain(t, dtype) for t in sums]
+    at_sums = (0, 0, 0, 0) if plain_sums is None else map(_at, plain_sums)
+    return _cpu.backward(
+        p.outer, p.batch, p.group, p.inner, p.channels, p.stride, _NUMBER[x.dtype],
+        activation.kind.number, activation.arg,
+        dy.data_ptr(), x.data_ptr(), _at(saved if bits is None else None), _at(bits), _at(weight), _at(bias),
+        _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
+        mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if counts is not None else count,
+        *at_sums, _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
+    )  # fmt: skip
+
+
+def _at(t: Tensor | None) -> int:
+    return 0 if t is None else t.data_ptr()
+
+
+def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
+    """``t`` in the type of statistics, contiguous; the caller keeps it alive."""
+    if t is None or (t.dtype is dtype and t.is_contiguous()):
+        return t
+    return t.detach().to(dtype).contiguous()
+
+
+def _empty_sums(p: Partition, like: Tensor) -> Sums:
+    sets = (p.outer, p.group)
+    return Sums(
+        like.new_empty(sets), like.new_empty(sets), like.new_empty(p.channels), like.new_empty(p.channels)
+    )
+
+
+def _enters(running: Running, dtype: torch.dtype) -> bool:
+    """Whether the kernel can write these buffers itself."""
+    mean, var = running.mean, running.var
+    return mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()
+
+
+def _running(running: Running | None) -> tuple[int, int, int, int, float, bool, bool]:
+    if running is None:
+        return 0, 0, 0, 0, 0.0, True, True
+    seen = 1 if running.batches is None else running.batches.item() + 1
+    return (
+        running.mean.data_ptr(), running.var.data_ptr(), _at(running.batches), _at(running.skipped),
+        running.average(seen), running.unbiased, running.skip_nonfinite,
+    )  # fmt: skip

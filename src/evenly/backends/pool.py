@@ -1,0 +1,101 @@
+"""Recycled memory for large outputs.
+
+A fresh block of tens of megabytes is handed out page by page, and the page faults cost more than
+the norm itself. So storages of 2 MiB and more are kept, and one is used again once nothing but
+the pool refers to it: no tensor, no view, nothing saved for backward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections import defaultdict, deque
+from collections.abc import Callable
+from threading import Lock
+
+import torch
+from torch import Tensor, UntypedStorage
+
+SMALLEST = 2 << 20  # bytes; below, the allocator recycles by itself
+
+# Private to torch, so its absence is provided for: without it nothing is pooled.
+_use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+
+class Pool:
+    """Storages by size, in the order in which they were last handed out.
+
+    Args:
+        limit: bytes that the pool may keep, in use or not; 0 keeps nothing.
+        advise: called with address and size of a fresh block (to ask for huge pages).
+    """
+
+    def __init__(self, limit: int, advise: Callable[[int, int], None] = lambda address, size: None) -> None:
+        self.limit = limit
+        self.kept = 0
+        self._advise = advise
+        self._blocks: defaultdict[int, deque[tuple[UntypedStorage, int]]] = defaultdict(deque)
+        self._lock = Lock()
+
+    def empty_like(self, x: Tensor) -> Tensor:
+        """An uninitialised tensor of ``x``'s shape, strides and type; ``x`` is dense."""
+        size = x.nbytes
+        if size < SMALLEST or not self.limit or _use_count is None:
+            return torch.empty_like(x)
+        with self._lock:
+            storage = self._idle(size)
+        if storage is None:
+            return self._fresh(x, size)
+        return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
+
+    def flush(self) -> int:
+        """Let go of all storages; returns how many bytes were kept. Those in use live on."""
+        with self._lock:
+            kept, self.kept = self.kept, 0
+            self._blocks.clear()
+        return kept
+
+    def _idle(self, size: int) -> UntypedStorage | None:
+        """A storage of this size that only the pool refers to, moved to the end of the queue."""
+        blocks = self._blocks.get(size)
+        if not blocks:
+            return None
+        for _ in range(len(blocks)):
+            storage, address = blocks.popleft()
+            if storage.nbytes() != size or storage.data_ptr() != address:  # resized, or moved to shared memory
+                self.kept -= size
+                continue
+            blocks.append((storage, address))
+            if _use_count(storage._cdata) == 1:  # type: ignore[misc]  # empty_like made sure of it
+                return storage
+        return None
+
+    def _fresh(self, x: Tensor, size: int) -> Tensor:
+        y = torch.empty_like(x)
+        storage = y.untyped_storage()
+        self._advise(storage.data_ptr(), size)
+        with self._lock:
+            if self._make_room(size):
+                self._blocks[size].append((storage, storage.data_ptr()))
+                self.kept += size
+        return y
+
+    def _make_room(self, size: int) -> bool:
+        """Drop idle storages of other sizes until ``size`` bytes fit under the limit."""
+        for other in [*self._blocks]:
+            blocks = self._blocks[other]
+            for _ in range(len(blocks)):
+                if self.kept + size <= self.limit:
+                    return True
+                storage, address = blocks.popleft()
+                if _use_count(storage._cdata) == 1:  # type: ignore[misc]
+                    self.kept -= other
+                else:
+                    blocks.append((storage, address))
+        return self.kept + size <= self.limit
+
+
+def default_limit() -> int:
+    """Bytes: ``EVENLY_POOL`` mebibytes where that variable is set, else an eighth of the memory."""
+    if "EVENLY_POOL" in os.environ:
+        return int(os.environ["EVENLY_POOL"]) << 20
+    return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 8

@@ -1,0 +1,175 @@
+"""Every backend agrees with the reference in float64, on every case of `tests.cases`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import ModuleType
+
+import pytest
+import torch
+from torch import Tensor
+
+from evenly import backends
+from evenly.backends import composed, reference
+from evenly.core.activation import IDENTITY, Activation
+from tests.cases import ACTIVATIONS, CASES, DTYPES, TOLERANCE, Case, Inputs, inputs
+
+cpu = backends.import_cpu()
+RELU, GELU, LEAKY = Activation.of("relu"), Activation.of("gelu"), Activation.of("leaky_relu", (0.2,))
+NAMES = ["reference", *([] if cpu is None else [f"cpu {isa}" for isa in cpu.instruction_sets()])]
+
+
+@pytest.fixture(params=NAMES)
+def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
+    """Each backend, the kernels once for each instruction set that this machine has."""
+    name = request.param
+    if name == "reference":
+        yield reference
+        return
+    assert cpu is not None
+    before = cpu.instruction_set()
+    cpu.use_instruction_set(name.split()[1])
+    yield cpu
+    cpu.use_instruction_set(before)
+
+
+def both_ways(
+    steps: ModuleType,
+    case: Case,
+    given: Inputs,
+    dtype: torch.dtype,
+    activation: Activation = IDENTITY,
+    *,
+    residual: bool = False,
+    mask: Tensor | None = None,
+    zeroing: bool = False,
+    fused: bool = True,
+    measured: bool = True,
+) -> dict[str, Tensor]:
+    """All that forward and backward return, in float64."""
+    statistics = reference.statistics_dtype(dtype)
+    x, dy = given.x.to(dtype), given.dy.to(dtype)
+    weight, bias = given.weight.to(statistics), given.bias.to(statistics)
+    added = given.residual.to(dtype) if residual else None
+    zero = mask if zeroing else None
+    forward = steps.forward if fused and hasattr(steps, "forward") else _bind(composed.forward, steps)
+    backward = steps.backward if fused and hasattr(steps, "backward") else _bind(composed.backward, steps)
+    p = case.partition
+    if measured:
+        y, moments, rstd, saved = forward(
+            x, p, 1e-5, weight, bias, added, activation, mask=mask, zeroing=zero, centered=case.centered, keep=True
+        )
+        count, mean, m2 = moments.count, moments.mean, moments.m2
+    else:
+        mean = torch.full((p.outer, p.group), 0.25, dtype=statistics)
+        rstd, count, m2 = mean + 0.5, p.count, mean
+        y, saved = steps.normalize(x, p, mean, rstd, weight, bias, added, activation, zeroing=zero, keep=True)
+    dx, dweight, dbias, dresidual = backward(
+        dy, x, p, mean, rstd, weight, bias, saved, activation, count,
+        mask=mask, zeroing=zero, centered=case.centered, measured=measured, dresidual=residual,
+    )  # fmt: skip
+    found = {"y": y, "mean": mean, "m2": m2, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
+    if residual:
+        found["dresidual"] = dresidual
+    if isinstance(count, Tensor):
+        found["count"] = count
+    return {name: t.double() for name, t in found.items()}
+
+
+def _bind(pair, steps):  # type: ignore[no-untyped-def]
+    return lambda *args, **kwargs: pair(steps, *args, **kwargs)
+
+
+def assert_agree(found: dict[str, Tensor], truth: dict[str, Tensor], case: Case, dtype: torch.dtype) -> None:
+    """Sums grow with what they run over, so they are compared relative to its root."""
+    sums = {"m2": case.partition.count, "dweight": case.partition.numel / case.partition.channels}
+    sums["dbias"] = sums["dweight"]
+    for name, expected in truth.items():
+        # Statistics and sums are float32 whatever the input's type.
+        kind = torch.float64 if dtype == torch.float64 else torch.float32
+        tolerance = TOLERANCE[dtype if name in ("y", "dx", "dresidual") else kind]
+        scale = max(sums.get(name, 1), 1.0) if name == "m2" else max(sums.get(name, 1), 1.0) ** 0.5
+        scale = max(scale, expected.abs().max().item() if expected.numel() else 0.0)
+        assert found[name].shape == expected.shape, name
+        torch.testing.assert_close(found[name], expected, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_relu_agrees(case: Case, dtype: torch.dtype, backend: ModuleType) -> None:
+    """Norm and ReLU, forward and all gradients, are the reference's in float64, for every type."""
+    given = inputs(case, dtype)
+    truth = both_ways(reference, case, given, torch.float64, RELU)
+
+    found = both_ways(backend, case, given, dtype, RELU)
+
+    assert_agree(found, _where_slope_is_sure(truth, found), case, dtype)
+
+
+def _where_slope_is_sure(truth: dict[str, Tensor], found: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The gradients jump where z is 0; the seed keeps all z of the cases away from it."""
+    assert torch.equal(truth["y"] > 0, found["y"] > 0)
+    return truth
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_activations_and_residual_agree(case: Case, residual: bool, activation: Activation, backend: ModuleType) -> None:
+    """Every activation, with and without a residual, agrees in float64; also its gradient."""
+    given = inputs(case, torch.float64)
+    truth = both_ways(reference, case, given, torch.float64, activation, residual=residual)
+
+    found = both_ways(backend, case, given, torch.float64, activation, residual=residual)
+
+    assert_agree(found, truth, case, torch.float64)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
+@pytest.mark.parametrize("name", ["batch-image", "batch-image-last", "batch-image-short-planes", "layer"])
+def test_float32_activations_agree(name: str, activation: Activation, backend: ModuleType) -> None:
+    """The kernels' own exponential and normal distribution are as good as float32 allows."""
+    case = next(c for c in CASES if c.name == name)
+    given = inputs(case, torch.float32)
+    truth = both_ways(reference, case, given, torch.float64, activation, residual=True)
+
+    found = both_ways(backend, case, given, torch.float32, activation, residual=True)
+
+    assert_agree(found, truth, case, torch.float32)
+
+
+@pytest.mark.parametrize("kind", ["keep", "weights", "elements"])
+@pytest.mark.parametrize("zeroing", [False, True], ids=["", "zeroing"])
+@pytest.mark.parametrize("case", [c for c in CASES if c.masked], ids=str)
+def test_masks_agree(case: Case, zeroing: bool, kind: str, backend: ModuleType) -> None:
+    """Masks by position (kept or weighed) and by element, zeroing or not, agree in float64."""
+    given = inputs(case, torch.float64)
+    mask = {"keep": given.keep, "weights": given.weights, "elements": given.residual > -0.5}[kind].reshape(-1)
+    truth = both_ways(reference, case, given, torch.float64, GELU, residual=True, mask=mask, zeroing=zeroing)
+
+    found = both_ways(backend, case, given, torch.float64, GELU, residual=True, mask=mask, zeroing=zeroing)
+
+    assert_agree(found, truth, case, torch.float64)
+
+
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_steps_agree_one_by_one(case: Case, backend: ModuleType) -> None:
+    """The four steps called apart give what the fused pairs give."""
+    given = inputs(case, torch.float64)
+    truth = both_ways(reference, case, given, torch.float64, LEAKY, residual=True)
+
+    found = both_ways(backend, case, given, torch.float64, LEAKY, residual=True, fused=False)
+
+    assert_agree(found, truth, case, torch.float64)
+
+
+@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
+@pytest.mark.parametrize("case", CASES, ids=str)
+def test_given_statistics_agree(case: Case, residual: bool, backend: ModuleType) -> None:
+    """With given statistics (evaluation, frozen) nothing flows through them."""
+    given = inputs(case, torch.float64)
+    truth = both_ways(reference, case, given, torch.float64, RELU, residual=residual, measured=False)
+
+    found = both_ways(backend, case, given, torch.float64, RELU, residual=residual, measured=False)
+
+    assert_agree(found, truth, case, torch.float64)
