@@ -122,13 +122,20 @@ struct Constant {
 template <class F>
 inline void with_kind(Kind kind, const F& f) {
     switch (kind) {
-        case Kind::identity: return f(Constant<Kind::identity>{});
-        case Kind::relu: return f(Constant<Kind::relu>{});
-        case Kind::relu6: return f(Constant<Kind::relu6>{});
-        case Kind::leaky_relu: return f(Constant<Kind::leaky_relu>{});
-        case Kind::elu: return f(Constant<Kind::elu>{});
-        case Kind::silu: return f(Constant<Kind::silu>{});
-        case Kind::gelu: return f(Constant<Kind::gelu>{});
+        case Kind::identity:
+            return f(Constant<Kind::identity>{});
+        case Kind::relu:
+            return f(Constant<Kind::relu>{});
+        case Kind::relu6:
+            return f(Constant<Kind::relu6>{});
+        case Kind::leaky_relu:
+            return f(Constant<Kind::leaky_relu>{});
+        case Kind::elu:
+            return f(Constant<Kind::elu>{});
+        case Kind::silu:
+            return f(Constant<Kind::silu>{});
+        case Kind::gelu:
+            return f(Constant<Kind::gelu>{});
     }
 }
 

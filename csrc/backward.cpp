@@ -50,7 +50,9 @@ struct Walker {
           streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4),
           plain(call.bits == nullptr && residual == nullptr && mask == nullptr && dresidual == nullptr) {}
 
-    const A* mask_of(i64 k, i64 n, A* buffer) const { return mask_tile(mask, f.mask_elements, p, k, n, buffer); }
+    const A* mask_of(i64 k, i64 n, A* buffer) const {
+        return mask_tile(mask, f.mask_elements, p, k, n, buffer);
+    }
 
     // g and d of elements k … k + n.
     template <class Affine>
@@ -59,8 +61,8 @@ struct Walker {
         if (f.bits) read_bits(f.bits, k, n, f.kind == Kind::leaky_relu ? arg : A(0), buffer);
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
-            slope_tile<K>(dy + k, x + k, residual ? residual + k : nullptr, f.bits ? buffer : nullptr, n, affine, arg,
-                          g, d);
+            slope_tile<K>(dy + k, x + k, residual ? residual + k : nullptr, f.bits ? buffer : nullptr, n,
+                          affine, arg, g, d);
         });
         if (!f.zeroes) return;
         const A* m = mask_of(k, n, buffer);
@@ -140,11 +142,13 @@ struct Walker {
     Shared shared(i64 set) const {
         if (!f.measured) return {0, 0};
         const double n = counts ? counts[set] : f.count, r = rstd[set] / (n > 0 ? n : 1);
-        return {static_cast<A>(-r * rstd[set] * sum_gx[set]), f.centered ? static_cast<A>(-r * sum_g[set]) : A(0)};
+        return {static_cast<A>(-r * rstd[set] * sum_gx[set]),
+                f.centered ? static_cast<A>(-r * sum_g[set]) : A(0)};
     }
 
     // Keep the sums of one set's channels, and weigh them into the set's own.
-    void finish(i64 set, i64 channel, i64 channels, const double* g, const double* gd, const Sums& partial) const {
+    void finish(i64 set, i64 channel, i64 channels, const double* g, const double* gd,
+                const Sums& partial) const {
         double all_g = 0, all_gx = 0;
         const double r = rstd[set];
         for (i64 c = 0; c < channels; ++c) {
@@ -163,7 +167,8 @@ struct Walker {
     void reduce(Range channels, const Sums& partial, i64 parts) const {
         for (i64 c = channels.begin; c < channels.end; ++c) {
             double g = 0, gx = 0;
-            for (i64 i = 0; i < parts; ++i) g += partial.g[i * p.channels + c], gx += partial.gd[i * p.channels + c];
+            for (i64 i = 0; i < parts; ++i)
+                g += partial.g[i * p.channels + c], gx += partial.gd[i * p.channels + c];
             dbias[c] = static_cast<A>(g);
             dweight[c] = static_cast<A>(gx);
         }
@@ -188,7 +193,8 @@ void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const S
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
                 for (i64 i = 0; i < length; i += kTile)
-                    sum(k + i, std::min(kTile, length - i), affine, sums.g[slot + plane], sums.gd[slot + plane]);
+                    sum(k + i, std::min(kTile, length - i), affine, sums.g[slot + plane],
+                        sums.gd[slot + plane]);
             });
         }
     }
@@ -204,7 +210,8 @@ void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Out<T
             const Shared s = shared(set);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
-                const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c), s.p, s.q};
+                const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c),
+                                    s.p, s.q};
                 for_tiles(aligned_to, k, length, [&](i64 at, i64 n) { input(at, n, affine, out); });
             });
         }
@@ -244,7 +251,8 @@ void Walker<T>::planes() const {
                             for (i64 i = slot; i < slot + channels_per_set; ++i)
                                 mine.g[i] += other.g[i], mine.gd[i] += other.gd[i];
                         }
-                        finish(set, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot, partial);
+                        finish(set, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot,
+                               partial);
                     }
                     team.barrier();
                 }
@@ -260,8 +268,8 @@ void Walker<T>::planes() const {
                     sum_planes(o, groups, whole, mine);
                     for (i64 g = groups.begin; g < groups.end; ++g) {
                         const i64 slot = (g - first) * channels_per_set;
-                        finish(o * p.group + g, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot,
-                               partial);
+                        finish(o * p.group + g, g * channels_per_set, channels_per_set, mine.g + slot,
+                               mine.gd + slot, partial);
                     }
                 }
                 if (f.input) input_planes(o, groups, whole, out);
@@ -281,7 +289,8 @@ void Walker<T>::columns() const {
     const ColumnTasks tasks = column_tasks(p, element, f.threads);
     const i64 width = tasks.width * tasks.fold, partials = p.outer * p.channels;
     const i64 slots = tasks.width / p.stride;
-    const i64 each = 2 * Arena::size_of<double>(width) + 5 * Arena::size_of<A>(width) + 2 * Arena::size_of<double>(slots);
+    const i64 each =
+        2 * Arena::size_of<double>(width) + 5 * Arena::size_of<A>(width) + 2 * Arena::size_of<double>(slots);
     const i64 head = Arena::size_of<Sums>(f.threads);
     Arena arena{scratch(2 * Arena::size_of<double>(partials) + head + each * f.threads)};
     const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
@@ -320,8 +329,8 @@ void Walker<T>::columns() const {
                         }
                     channel.g[c] = g, channel.gd[c] = gd;
                 }
-                finish(first_set + set, block.first_column / p.stride + set * channels_per_set, channels_per_set,
-                       channel.g, channel.gd, partial);
+                finish(first_set + set, block.first_column / p.stride + set * channels_per_set,
+                       channels_per_set, channel.g, channel.gd, partial);
             }
         };
         const auto visit = [&](i64 task) {
@@ -400,7 +409,8 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
 
 template <class T>
 void Walker<T>::rows() const {
-    const i64 n = p.channels, doubles = Arena::size_of<double>(f.threads * n), each = 2 * Arena::size_of<A>(n);
+    const i64 n = p.channels, doubles = Arena::size_of<double>(f.threads * n),
+              each = 2 * Arena::size_of<A>(n);
     Arena arena{scratch(2 * doubles + each * (f.threads + 1))};
     const Sums partial{arena.take<double>(f.threads * n), arena.take<double>(f.threads * n)};
     A *ones = arena.take<A>(n), *zeros = arena.take<A>(n);
@@ -445,10 +455,14 @@ void run(const Backward& f) {
         return;
     }
     switch (walk_of(f.partition, f.mask != nullptr)) {
-        case Walk::planes: return walker.planes();
-        case Walk::columns: return walker.columns();
-        case Walk::rows: return walker.rows();
-        case Walk::none: return;
+        case Walk::planes:
+            return walker.planes();
+        case Walk::columns:
+            return walker.columns();
+        case Walk::rows:
+            return walker.rows();
+        case Walk::none:
+            return;
     }
 }
 
@@ -456,10 +470,14 @@ void run(const Backward& f) {
 
 void backward(const Backward& f) {
     switch (f.dtype) {
-        case DType::float32: return run<float>(f);
-        case DType::float64: return run<double>(f);
-        case DType::bfloat16: return run<bfloat16>(f);
-        case DType::float16: return run<float16>(f);
+        case DType::float32:
+            return run<float>(f);
+        case DType::float64:
+            return run<double>(f);
+        case DType::bfloat16:
+            return run<bfloat16>(f);
+        case DType::float16:
+            return run<float16>(f);
     }
 }
 

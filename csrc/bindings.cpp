@@ -2,7 +2,6 @@
 #include <nanobind/nanobind.h>
 #include <nanobind/stl/string.h>
 #include <nanobind/stl/vector.h>
-
 #include <pthread.h>
 #include <sys/mman.h>
 
@@ -22,38 +21,83 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind, double arg, Address x, Address residual, Address weight,
-             Address bias, Address mask, bool mask_elements, bool weighs, bool zeroes, Address y, Address bits,
-             Address mean, Address m2, Address rstd, Address count, double eps, bool centered, bool measure, bool apply,
-             int threads, Address running_mean, Address running_var, Address batches, Address skipped, double factor,
+bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind,
+             double arg, Address x, Address residual, Address weight, Address bias, Address mask,
+             bool mask_elements, bool weighs, bool zeroes, Address y, Address bits, Address mean, Address m2,
+             Address rstd, Address count, double eps, bool centered, bool measure, bool apply, int threads,
+             Address running_mean, Address running_var, Address batches, Address skipped, double factor,
              bool unbiased, bool skip_nonfinite) {
     const evenly::Partition p{outer, batch, group, inner, channels, stride};
     if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
     const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
-    const evenly::Forward call{p, static_cast<evenly::DType>(dtype), static_cast<evenly::Kind>(kind), arg, at(x),
-                               at(residual), at(weight), at(bias), at(mask), mask_elements, weighs, zeroes, at(y),
-                               at<std::uint8_t>(bits), at(mean), at(m2), at(rstd), at(count), eps, centered, measure,
-                               apply, evenly::threads_for(bytes, threads)};
-    const evenly::Running running{at(running_mean), at(running_var), at<i64>(batches), at<i64>(skipped), factor,
-                                  unbiased, skip_nonfinite};
+    const evenly::Forward call{p,
+                               static_cast<evenly::DType>(dtype),
+                               static_cast<evenly::Kind>(kind),
+                               arg,
+                               at(x),
+                               at(residual),
+                               at(weight),
+                               at(bias),
+                               at(mask),
+                               mask_elements,
+                               weighs,
+                               zeroes,
+                               at(y),
+                               at<std::uint8_t>(bits),
+                               at(mean),
+                               at(m2),
+                               at(rstd),
+                               at(count),
+                               eps,
+                               centered,
+                               measure,
+                               apply,
+                               evenly::threads_for(bytes, threads)};
+    const evenly::Running running{at(running_mean), at(running_var), at<i64>(batches), at<i64>(skipped),
+                                  factor,           unbiased,        skip_nonfinite};
     nb::gil_scoped_release released;
     evenly::forward(call, running_mean ? &running : nullptr);
     return true;
 }
 
-bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind, double arg, Address dy, Address x, Address residual,
-              Address bits, Address weight, Address bias, Address mask, bool mask_elements, bool weighs, bool zeroes,
-              Address mean, Address rstd, Address counts, double count, Address sum_g, Address sum_gx, Address dweight,
-              Address dbias, Address dx, Address dresidual, bool centered, bool measured, bool sum, bool input,
+bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind,
+              double arg, Address dy, Address x, Address residual, Address bits, Address weight, Address bias,
+              Address mask, bool mask_elements, bool weighs, bool zeroes, Address mean, Address rstd,
+              Address counts, double count, Address sum_g, Address sum_gx, Address dweight, Address dbias,
+              Address dx, Address dresidual, bool centered, bool measured, bool sum, bool input,
               int threads) {
     const evenly::Partition p{outer, batch, group, inner, channels, stride};
     if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
     const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
-    const evenly::Backward call{p, static_cast<evenly::DType>(dtype), static_cast<evenly::Kind>(kind), arg, at(dy),
-                                at(x), at(residual), at<const std::uint8_t>(bits), at(weight), at(bias), at(mask),
-                                mask_elements, weighs, zeroes, at(mean), at(rstd), at(counts), count, at(sum_g),
-                                at(sum_gx), at(dweight), at(dbias), at(dx), at(dresidual), centered, measured, sum,
-                                input, evenly::threads_for(bytes, threads)};
+    const evenly::Backward call{p,
+                                static_cast<evenly::DType>(dtype),
+                                static_cast<evenly::Kind>(kind),
+                                arg,
+                                at(dy),
+                                at(x),
+                                at(residual),
+                                at<const std::uint8_t>(bits),
+                                at(weight),
+                                at(bias),
+                                at(mask),
+                                mask_elements,
+                                weighs,
+                                zeroes,
+                                at(mean),
+                                at(rstd),
+                                at(counts),
+                                count,
+                                at(sum_g),
+                                at(sum_gx),
+                                at(dweight),
+                                at(dbias),
+                                at(dx),
+                                at(dresidual),
+                                centered,
+                                measured,
+                                sum,
+                                input,
+                                evenly::threads_for(bytes, threads)};
     nb::gil_scoped_release released;
     evenly::backward(call);
     return true;

@@ -93,7 +93,9 @@ struct Walker {
           arg(static_cast<A>(call.arg)),
           streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4) {}
 
-    const A* mask_of(i64 k, i64 n, A* buffer) const { return mask_tile(mask, f.mask_elements, p, k, n, buffer); }
+    const A* mask_of(i64 k, i64 n, A* buffer) const {
+        return mask_tile(mask, f.mask_elements, p, k, n, buffer);
+    }
 
     void finish(i64 set, const Moments& m) const {
         mean[set] = static_cast<A>(m.mean);
@@ -135,7 +137,8 @@ struct Walker {
         double *count, *mean, *m2;
     };
     void measure_tile(const Block&, i64 row, i64 rows, i64 column, i64 n, const ColumnMoments& seen) const;
-    void measure_tile_masked(const Block&, i64 row, i64 rows, i64 column, i64 n, const ColumnMoments& seen) const;
+    void measure_tile_masked(const Block&, i64 row, i64 rows, i64 column, i64 n,
+                             const ColumnMoments& seen) const;
     void merge_columns(const Block&, Range sets, const ColumnMoments* parts, int size, i64 first_set) const;
 };
 
@@ -150,7 +153,8 @@ void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Swe
             if (!f.weighs) {
                 sweep.add(x + k, length);
             } else {
-                for_tiles(x, k, length, [&](i64 at, i64 n) { sweep.add_masked(x + at, mask_of(at, n, buffer), n); });
+                for_tiles(x, k, length,
+                          [&](i64 at, i64 n) { sweep.add_masked(x + at, mask_of(at, n, buffer), n); });
             }
         }
     }
@@ -243,7 +247,8 @@ void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, 
     std::fill(s2, s2 + n, A(0));
     i64 r = 0;
     for (; r + 4 <= rows; r += 4) {
-        const T *x0 = first + r * block.pitch, *x1 = x0 + block.pitch, *x2 = x1 + block.pitch, *x3 = x2 + block.pitch;
+        const T *x0 = first + r * block.pitch, *x1 = x0 + block.pitch, *x2 = x1 + block.pitch,
+                *x3 = x2 + block.pitch;
 #pragma omp simd
         for (i64 c = 0; c < n; ++c) {
             const A d0 = load(x0 + c) - shift[c], d1 = load(x1 + c) - shift[c];
@@ -417,10 +422,14 @@ void run(const Forward& f) {
         return;
     }
     switch (walk_of(f.partition, f.mask != nullptr)) {
-        case Walk::planes: return walker.planes();
-        case Walk::columns: return walker.columns();
-        case Walk::rows: return walker.rows();
-        case Walk::none: return;
+        case Walk::planes:
+            return walker.planes();
+        case Walk::columns:
+            return walker.columns();
+        case Walk::rows:
+            return walker.rows();
+        case Walk::none:
+            return;
     }
 }
 
@@ -428,10 +437,14 @@ void run(const Forward& f) {
 
 void forward(const Forward& f) {
     switch (f.dtype) {
-        case DType::float32: return run<float>(f);
-        case DType::float64: return run<double>(f);
-        case DType::bfloat16: return run<bfloat16>(f);
-        case DType::float16: return run<float16>(f);
+        case DType::float32:
+            return run<float>(f);
+        case DType::float64:
+            return run<double>(f);
+        case DType::bfloat16:
+            return run<bfloat16>(f);
+        case DType::float16:
+            return run<float16>(f);
     }
 }
 

@@ -13,10 +13,10 @@
 
 namespace evenly {
 
-#define EVENLY_DECLARE(ISA)          \
-    namespace ISA {                  \
-    void forward(const Forward&);    \
-    void backward(const Backward&);  \
+#define EVENLY_DECLARE(ISA)         \
+    namespace ISA {                 \
+    void forward(const Forward&);   \
+    void backward(const Backward&); \
     }
 #if defined(EVENLY_X86_LEVELS)
 EVENLY_DECLARE(x86_64_v2)
@@ -35,7 +35,8 @@ const Steps kAll[] = {{"x86-64-v2", x86_64_v2::forward, x86_64_v2::backward},
 
 int count_available() {
     __builtin_cpu_init();
-    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2"))) return 1;
+    if (!(__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("bmi2")))
+        return 1;
     const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
@@ -128,11 +129,11 @@ void forward(const Forward& f, const Running* running) {
     steps()->forward(f);
     if (running == nullptr) return;
     if (f.dtype == DType::float64) {
-        update<double>(f.partition, *running, static_cast<const double*>(f.mean), static_cast<const double*>(f.m2),
-                       static_cast<const double*>(f.count));
+        update<double>(f.partition, *running, static_cast<const double*>(f.mean),
+                       static_cast<const double*>(f.m2), static_cast<const double*>(f.count));
     } else {
-        update<float>(f.partition, *running, static_cast<const float*>(f.mean), static_cast<const float*>(f.m2),
-                      static_cast<const float*>(f.count));
+        update<float>(f.partition, *running, static_cast<const float*>(f.mean),
+                      static_cast<const float*>(f.m2), static_cast<const float*>(f.count));
     }
 }
 

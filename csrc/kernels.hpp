@@ -19,23 +19,23 @@ struct Forward {
     Partition partition;
     DType dtype;
     Kind kind;
-    double arg;             // of the activation
-    const void* x;          // T[numel]
-    const void* residual;   // T[numel] or null
-    const void* weight;     // A[channels] or null
-    const void* bias;       // A[channels] or null
-    const void* mask;       // A[positions], or A[numel] with mask_elements, or null
+    double arg;            // of the activation
+    const void* x;         // T[numel]
+    const void* residual;  // T[numel] or null
+    const void* weight;    // A[channels] or null
+    const void* bias;      // A[channels] or null
+    const void* mask;      // A[positions], or A[numel] with mask_elements, or null
     bool mask_elements;
-    bool weighs;            // the mask enters the statistics
-    bool zeroes;            // the output is 0 where the mask is
-    void* y;                // T[numel]
-    std::uint8_t* bits;     // one bit an element, zeroed before the call: set where the slope is 1; or null
-    void* mean;             // A[sets]: written by step 1, read by step 2
-    void* m2;               // A[sets]: written by step 1
-    void* rstd;             // A[sets]: written by step 1, read by step 2
-    void* count;            // A[sets]: written by step 1 where the mask weighs, else null
+    bool weighs;         // the mask enters the statistics
+    bool zeroes;         // the output is 0 where the mask is
+    void* y;             // T[numel]
+    std::uint8_t* bits;  // one bit an element, zeroed before the call: set where the slope is 1; or null
+    void* mean;          // A[sets]: written by step 1, read by step 2
+    void* m2;            // A[sets]: written by step 1
+    void* rstd;          // A[sets]: written by step 1, read by step 2
+    void* count;         // A[sets]: written by step 1 where the mask weighs, else null
     double eps;
-    bool centered;          // false: the mean stays 0 (RMS norm)
+    bool centered;  // false: the mean stays 0 (RMS norm)
     bool measure, apply;
     int threads;
 };
@@ -47,38 +47,38 @@ struct Backward {
     DType dtype;
     Kind kind;
     double arg;
-    const void* dy;         // T[numel]
-    const void* x;          // T[numel]
-    const void* residual;   // T[numel] or null: where the slope needs it
+    const void* dy;            // T[numel]
+    const void* x;             // T[numel]
+    const void* residual;      // T[numel] or null: where the slope needs it
     const std::uint8_t* bits;  // or null: in place of the residual
-    const void* weight;     // A[channels] or null
-    const void* bias;       // A[channels] or null
-    const void* mask;       // as in Forward
+    const void* weight;        // A[channels] or null
+    const void* bias;          // A[channels] or null
+    const void* mask;          // as in Forward
     bool mask_elements;
     bool weighs, zeroes;
-    const void* mean;       // A[sets]
-    const void* rstd;       // A[sets]
-    const void* counts;     // A[sets] or null: then `count`
+    const void* mean;    // A[sets]
+    const void* rstd;    // A[sets]
+    const void* counts;  // A[sets] or null: then `count`
     double count;
-    void* sum_g;            // A[sets]: sum of weight * g; written by step 3, read by step 4
-    void* sum_gx;           // A[sets]: sum of weight * g * xhat
-    void* dweight;          // A[channels]: written by step 3
-    void* dbias;            // A[channels]
-    void* dx;               // T[numel] or null
-    void* dresidual;        // T[numel] or null
+    void* sum_g;      // A[sets]: sum of weight * g; written by step 3, read by step 4
+    void* sum_gx;     // A[sets]: sum of weight * g * xhat
+    void* dweight;    // A[channels]: written by step 3
+    void* dbias;      // A[channels]
+    void* dx;         // T[numel] or null
+    void* dresidual;  // T[numel] or null
     bool centered;
-    bool measured;          // gradients flow through the statistics
+    bool measured;  // gradients flow through the statistics
     bool sum, input;
     int threads;
 };
 
 // Buffers that a batch enters; the rule is evenly/backends/running.py.
 struct Running {
-    void* mean;             // A[channels]
-    void* var;              // A[channels]
-    i64* batches;           // or null
-    i64* skipped;           // or null
-    double factor;          // weight of this batch
+    void* mean;     // A[channels]
+    void* var;      // A[channels]
+    i64* batches;   // or null
+    i64* skipped;   // or null
+    double factor;  // weight of this batch
     bool unbiased, skip_nonfinite;
 };
 
@@ -91,8 +91,8 @@ struct Steps {
 
 // The copies this machine can run, the best last; `steps` is the one in use.
 const Steps* steps();
-int available(const Steps** out);          // at most 3
-bool use(const char* isa);                 // false where unknown or not runnable here
+int available(const Steps** out);  // at most 3
+bool use(const char* isa);         // false where unknown or not runnable here
 
 void forward(const Forward&, const Running*);
 void backward(const Backward&);

@@ -37,7 +37,9 @@ inline Moments about_shift(double count, double shift, double s1, double s2, boo
     return {count, shift + mean, m2 < 0 ? 0 : m2};  // a NaN stays one
 }
 
-inline double rstd_of(const Moments& m, double eps) { return 1 / std::sqrt(m.m2 / (m.count > 0 ? m.count : 1) + eps); }
+inline double rstd_of(const Moments& m, double eps) {
+    return 1 / std::sqrt(m.m2 / (m.count > 0 ? m.count : 1) + eps);
+}
 
 }  // namespace EVENLY_ISA
 }  // namespace evenly

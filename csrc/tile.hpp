@@ -83,14 +83,16 @@ inline A mean_of(const T* x, i64 n) {
 template <Kind K, class T, class A, class Affine, class Y>
 inline void apply_tile(const T* x, i64 n, const Affine& f, A arg, Y* y) {
 #pragma omp simd
-    for (i64 i = 0; i < n; ++i) store(y + i, activate<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg));
+    for (i64 i = 0; i < n; ++i)
+        store(y + i, activate<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg));
 }
 
 template <class T, class A, class Affine>
 inline void affine_tile(const T* x, const T* residual, i64 n, const Affine& f, A* z) {
     if (residual == nullptr) return apply_tile<Kind::identity>(x, n, f, A(0), z);
 #pragma omp simd
-    for (i64 i = 0; i < n; ++i) z[i] = fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i);
+    for (i64 i = 0; i < n; ++i)
+        z[i] = fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i);
 }
 
 template <Kind K, class T, class A>
@@ -101,8 +103,8 @@ inline void activate_tile(const A* z, i64 n, A arg, T* y) {
 
 // d = x - mean and g = dy * slope(z); with `slopes` those are taken in place of slope(z).
 template <Kind K, class T, class A, class Affine>
-inline void slope_tile(const T* dy, const T* x, const T* residual, const A* slopes, i64 n, const Affine& f, A arg,
-                       A* g, A* d) {
+inline void slope_tile(const T* dy, const T* x, const T* residual, const A* slopes, i64 n, const Affine& f,
+                       A arg, A* g, A* d) {
     if (slopes != nullptr) {
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) {
@@ -127,7 +129,8 @@ inline void slope_tile(const T* dy, const T* x, const T* residual, const A* slop
 
 // Sums of g and g * d over the tile.
 template <Kind K, class T, class A, class Affine>
-inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, A arg, double& sum_g, double& sum_gd) {
+inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, A arg, double& sum_g,
+                       double& sum_gd) {
     A a1 = 0, a2 = 0;
 #pragma omp simd reduction(+ : a1, a2)
     for (i64 i = 0; i < n; ++i) {
@@ -187,7 +190,9 @@ inline const A* mask_tile(const A* mask, bool by_element, const Partition& p, i6
 inline void write_bits(std::uint8_t* bits, i64 k, const std::uint8_t* on, i64 n) {
     i64 i = 0;
     const auto single = [&] {
-        if (on[i]) __atomic_fetch_or(bits + (k + i) / 8, static_cast<std::uint8_t>(1u << ((k + i) % 8)), __ATOMIC_RELAXED);
+        if (on[i])
+            __atomic_fetch_or(bits + (k + i) / 8, static_cast<std::uint8_t>(1u << ((k + i) % 8)),
+                              __ATOMIC_RELAXED);
         ++i;
     };
     while (i < n && (k + i) % 8 != 0) single();

@@ -92,7 +92,8 @@ inline ColumnTasks column_tasks(const Partition& p, i64 bytes_per_element, int t
     const bool long_enough = width == row || width * bytes_per_element >= 4 * kLine;
     const bool alone = p.outer >= threads || (long_enough && (fits || p.stride > 1));
     if (!alone || !fits) width = p.stride > 1 && alone ? width : row;
-    const i64 fold = width == row && row < kNarrow ? std::max<i64>(1, std::min(2 * kNarrow / row, p.batch / 4)) : 1;
+    const i64 fold =
+        width == row && row < kNarrow ? std::max<i64>(1, std::min(2 * kNarrow / row, p.batch / 4)) : 1;
     return {width, (row + width - 1) / width, fold, threads > 1 && !alone};
 }
 

@@ -7,12 +7,12 @@ from types import ModuleType
 
 import pytest
 import torch
+from tests.cases import ACTIVATIONS, CASES, DTYPES, TOLERANCE, Case, Inputs, inputs
 from torch import Tensor
 
 from evenly import backends
 from evenly.backends import composed, reference
 from evenly.core.activation import IDENTITY, Activation
-from tests.cases import ACTIVATIONS, CASES, DTYPES, TOLERANCE, Case, Inputs, inputs
 
 cpu = backends.import_cpu()
 RELU, GELU, LEAKY = Activation.of("relu"), Activation.of("gelu"), Activation.of("leaky_relu", (0.2,))
@@ -91,7 +91,9 @@ def assert_agree(found: dict[str, Tensor], truth: dict[str, Tensor], case: Case,
         scale = max(sums.get(name, 1), 1.0) if name == "m2" else max(sums.get(name, 1), 1.0) ** 0.5
         scale = max(scale, expected.abs().max().item() if expected.numel() else 0.0)
         assert found[name].shape == expected.shape, name
-        torch.testing.assert_close(found[name], expected, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            found[name], expected, rtol=0, atol=tolerance * scale, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
@@ -112,44 +114,44 @@ def _where_slope_is_sure(truth: dict[str, Tensor], found: dict[str, Tensor]) -> 
     return truth
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_activations_and_residual_agree(case: Case, residual: bool, activation: Activation, backend: ModuleType) -> None:
-    """Every activation, with and without a residual, agrees in float64; also its gradient."""
+def test_activations_and_residual_agree(case: Case, backend: ModuleType) -> None:
+    """Every activation, with and without a residual, agrees in float64; also the residual's gradient."""
     given = inputs(case, torch.float64)
-    truth = both_ways(reference, case, given, torch.float64, activation, residual=residual)
+    for activation in ACTIVATIONS:
+        for residual in (False, True):
+            truth = both_ways(reference, case, given, torch.float64, activation, residual=residual)
 
-    found = both_ways(backend, case, given, torch.float64, activation, residual=residual)
+            found = both_ways(backend, case, given, torch.float64, activation, residual=residual)
 
-    assert_agree(found, truth, case, torch.float64)
+            assert_agree(found, truth, case, torch.float64)
 
 
-@pytest.mark.parametrize("activation", ACTIVATIONS, ids=str)
 @pytest.mark.parametrize("name", ["batch-image", "batch-image-last", "batch-image-short-planes", "layer"])
-def test_float32_activations_agree(name: str, activation: Activation, backend: ModuleType) -> None:
+def test_float32_activations_agree(name: str, backend: ModuleType) -> None:
     """The kernels' own exponential and normal distribution are as good as float32 allows."""
     case = next(c for c in CASES if c.name == name)
     given = inputs(case, torch.float32)
-    truth = both_ways(reference, case, given, torch.float64, activation, residual=True)
+    for activation in ACTIVATIONS:
+        truth = both_ways(reference, case, given, torch.float64, activation, residual=True)
 
-    found = both_ways(backend, case, given, torch.float32, activation, residual=True)
+        found = both_ways(backend, case, given, torch.float32, activation, residual=True)
 
-    assert_agree(found, truth, case, torch.float32)
+        assert_agree(found, truth, case, torch.float32)
 
 
-@pytest.mark.parametrize("kind", ["keep", "weights", "elements"])
-@pytest.mark.parametrize("zeroing", [False, True], ids=["", "zeroing"])
 @pytest.mark.parametrize("case", [c for c in CASES if c.masked], ids=str)
-def test_masks_agree(case: Case, zeroing: bool, kind: str, backend: ModuleType) -> None:
+def test_masks_agree(case: Case, backend: ModuleType) -> None:
     """Masks by position (kept or weighed) and by element, zeroing or not, agree in float64."""
     given = inputs(case, torch.float64)
-    mask = {"keep": given.keep, "weights": given.weights, "elements": given.residual > -0.5}[kind].reshape(-1)
-    truth = both_ways(reference, case, given, torch.float64, GELU, residual=True, mask=mask, zeroing=zeroing)
+    for mask in (given.keep, given.weights, (given.residual > -0.5).reshape(-1)):
+        for zeroing in (False, True):
+            asked = {"residual": True, "mask": mask, "zeroing": zeroing}
+            truth = both_ways(reference, case, given, torch.float64, GELU, **asked)
 
-    found = both_ways(backend, case, given, torch.float64, GELU, residual=True, mask=mask, zeroing=zeroing)
+            found = both_ways(backend, case, given, torch.float64, GELU, **asked)
 
-    assert_agree(found, truth, case, torch.float64)
+            assert_agree(found, truth, case, torch.float64)
 
 
 @pytest.mark.parametrize("case", CASES, ids=str)
@@ -163,13 +165,13 @@ def test_steps_agree_one_by_one(case: Case, backend: ModuleType) -> None:
     assert_agree(found, truth, case, torch.float64)
 
 
-@pytest.mark.parametrize("residual", [False, True], ids=["", "residual"])
 @pytest.mark.parametrize("case", CASES, ids=str)
-def test_given_statistics_agree(case: Case, residual: bool, backend: ModuleType) -> None:
+def test_given_statistics_agree(case: Case, backend: ModuleType) -> None:
     """With given statistics (evaluation, frozen) nothing flows through them."""
     given = inputs(case, torch.float64)
-    truth = both_ways(reference, case, given, torch.float64, RELU, residual=residual, measured=False)
+    for residual in (False, True):
+        truth = both_ways(reference, case, given, torch.float64, RELU, residual=residual, measured=False)
 
-    found = both_ways(backend, case, given, torch.float64, RELU, residual=residual, measured=False)
+        found = both_ways(backend, case, given, torch.float64, RELU, residual=residual, measured=False)
 
-    assert_agree(found, truth, case, torch.float64)
+        assert_agree(found, truth, case, torch.float64)

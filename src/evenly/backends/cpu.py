@@ -184,9 +184,7 @@ def backward_sums(
         sums, None, None, True, True, True, False,
     )  # fmt: skip
     if not walked:
-        return reference.backward_sums(
-            dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing
-        )
+        return reference.backward_sums(dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing)
     return sums
 
 
@@ -261,7 +259,7 @@ def _call_forward(
         p.outer, p.batch, p.group, p.inner, p.channels, p.stride, _NUMBER[x.dtype], kind.number, activation.arg,
         x.data_ptr(), _at(residual), _at(weight), _at(bias),
         _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
-        _at(y), _at(bits), mean.data_ptr(), _at(m2), rstd.data_ptr(), _at(count if mask is not None else None),
+        _at(y), _at(bits), mean.data_ptr(), _at(m2), rstd.data_ptr(), _at(count if isinstance(count, Tensor) else None),
         eps, centered, measure, y is not None, torch.get_num_threads(), *_running(running),
     )  # fmt: skip
     return saved if walked else _NOT_WALKED
@@ -294,15 +292,14 @@ def _call_backward(
     weights = _plain(zeroing if mask is None else mask, dtype)
     bits = saved if saved is not None and saved.dtype is torch.uint8 else None
     counts = _plain(count, dtype) if isinstance(count, Tensor) else None
-    plain_sums = None if sums is None else [_plain(t, dtype) for t in sums]
-    at_sums = (0, 0, 0, 0) if plain_sums is None else map(_at, plain_sums)
+    g, gx, dweight, dbias = (None,) * 4 if sums is None else (_plain(t, dtype) for t in sums)
     return _cpu.backward(
         p.outer, p.batch, p.group, p.inner, p.channels, p.stride, _NUMBER[x.dtype],
         activation.kind.number, activation.arg,
         dy.data_ptr(), x.data_ptr(), _at(saved if bits is None else None), _at(bits), _at(weight), _at(bias),
         _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
-        mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if counts is not None else count,
-        *at_sums, _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
+        mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if isinstance(count, Tensor) else count,
+        _at(g), _at(gx), _at(dweight), _at(dbias), _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -319,9 +316,7 @@ def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 
 def _empty_sums(p: Partition, like: Tensor) -> Sums:
     sets = (p.outer, p.group)
-    return Sums(
-        like.new_empty(sets), like.new_empty(sets), like.new_empty(p.channels), like.new_empty(p.channels)
-    )
+    return Sums(like.new_empty(sets), like.new_empty(sets), like.new_empty(p.channels), like.new_empty(p.channels))
 
 
 def _enters(running: Running, dtype: torch.dtype) -> bool:
@@ -333,7 +328,7 @@ def _enters(running: Running, dtype: torch.dtype) -> bool:
 def _running(running: Running | None) -> tuple[int, int, int, int, float, bool, bool]:
     if running is None:
         return 0, 0, 0, 0, 0.0, True, True
-    seen = 1 if running.batches is None else running.batches.item() + 1
+    seen = 1 if running.batches is None else int(running.batches) + 1
     return (
         running.mean.data_ptr(), running.var.data_ptr(), _at(running.batches), _at(running.skipped),
         running.average(seen), running.unbiased, running.skip_nonfinite,
