@@ -51,7 +51,11 @@ def gradient(function: Callable[[Any], Any], x: np.ndarray, dy: np.ndarray) -> n
         return numpy(t.grad)
     import jax
 
-    return numpy(jax.grad(loss)(x))
+    def stateless(x: Any) -> Any:
+        with keras.StatelessScope():  # weights must not be assigned what only lives while JAX traces
+            return loss(x)
+
+    return numpy(jax.jit(jax.grad(stateless))(x))
 
 
 def keras_today(fault: bool) -> bool:

@@ -6,10 +6,9 @@ import keras
 import pytest
 
 
-@pytest.fixture(autouse=True)
-def _backend(request: pytest.FixtureRequest) -> None:
+def pytest_runtest_setup(item: pytest.Item) -> None:
     """A test marked ``backend("torch")`` is skipped on the others."""
-    mark = request.node.get_closest_marker("backend")
+    mark = item.get_closest_marker("backend")
     if mark is not None and keras.backend.backend() not in mark.args:
         pytest.skip(f"of the {' and '.join(mark.args)} backend only")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -18,6 +19,7 @@ from evenly.nn import batch as nn_batch
 from evenly.nn import functional
 from evenly.nn.layout import layout, mask_in_memory
 from evenly.nn.recompute import recomputing
+from evenly.nn.sync import Processes, processes
 
 
 def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Tensor:
@@ -91,15 +93,32 @@ def _moments(layer: Any, x: Tensor, mask: Tensor | None) -> tuple[Any, Tensor, T
         dense, shape, at, order = layout(x.detach(), channel)
         weights = None if mask is None else mask_in_memory(mask, x, channel, order)
         moments = backends.choose(x).moments(dense, Partition.of_batch(shape, at), weights)
+        group = _group(layer, x)
+        moments = moments if group is None else group.merge(moments)
         count = moments.count[0] if isinstance(moments.count, Tensor) else moments.mean.new_tensor(moments.count)
         return count, moments.mean[0], moments.var[0]
 
 
 def _call(
-    layer: Any, x: Tensor, weight: Tensor | None, bias: Tensor | None, extras: nn_batch.Extras, **statistics: Any
+    layer: Any,
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    extras: nn_batch.Extras,
+    given: tuple[Tensor, Tensor] | None = None,
+    running: Running | None = None,
 ) -> Tensor:
-    # One value per channel gives beta, as in Keras.
-    return nn_batch.batch(x, weight, bias, layer.epsilon, extras, channel=layer.axis, single="pass", **statistics)
+    return nn_batch.batch(
+        x, weight, bias, layer.epsilon, extras, channel=layer.axis,
+        given=given, running=running, group=None if given else _group(layer, x),
+        single="pass",  # one value per channel gives beta, as in Keras
+    )  # fmt: skip
+
+
+def _group(layer: Any, x: Tensor) -> Processes | None:
+    """The processes to share statistics with; none while Keras only asks for shapes."""
+    group = processes(None) if layer.synchronized and not x.is_meta else None
+    return group if group is None else replace(group, refuses_single=False)
 
 
 def _value(variable: Any) -> Tensor | None:
