@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import as_file, files
 from typing import Any
 
 import keras
@@ -23,6 +24,12 @@ SHAPES = {
 def array(*shape: int, mean: float = 0.0, std: float = 1.0, seed: int = 0) -> np.ndarray:
     """Normal numbers in float32."""
     return np.random.default_rng(seed).normal(mean, std, shape).astype("float32")
+
+
+def digits(count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Real digits: images of shape (count, 8, 8, 1) from 0 to 1, and their classes."""
+    with as_file(files("evenly.lab") / "data" / "digits.npz") as path, np.load(path) as data:
+        return data["x"][:count, :, :, None].astype("float32") / 16, data["y"][:count].astype("int32")
 
 
 def numpy(t: Any) -> np.ndarray:
@@ -49,6 +56,13 @@ def gradient(function: Callable[[Any], Any], x: np.ndarray, dy: np.ndarray) -> n
         t = torch.tensor(x, requires_grad=True)
         loss(t).backward()
         return numpy(t.grad)
+    if keras.backend.backend() == "tensorflow":
+        import tensorflow as tf
+
+        with tf.GradientTape() as tape:
+            t = tf.Variable(x)
+            total = loss(t)
+        return numpy(tape.gradient(total, t))
     import jax
 
     def stateless(x: Any) -> Any:
