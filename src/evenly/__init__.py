@@ -29,6 +29,9 @@ _HOME = {
     "recalibrate": "tools.recalibrate",
     "pool_statistics": "tools.pool_statistics",
     "adapt": "tools.adapt",
+    "xray": "tools.xray",
+    "diagnose": "tools.diagnose",
+    "Diagnosis": "tools.finding",
 }
 _MODULES = {"functional", "keras"}
 

@@ -15,10 +15,13 @@ from evenly.nn.modules import RMSNorm as RMSNorm
 from evenly.tools.adapt import adapt as adapt
 from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
+from evenly.tools.diagnose import diagnose as diagnose
+from evenly.tools.finding import Diagnosis as Diagnosis
 from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
 from evenly.tools.pool_statistics import pool_statistics as pool_statistics
 from evenly.tools.recalibrate import recalibrate as recalibrate
+from evenly.tools.xray import xray as xray
 from evenly.versions import show_versions as show_versions
 
 __version__: str

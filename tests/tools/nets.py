@@ -102,11 +102,13 @@ def train(model: nn.Module, steps: int = 100, size: int = 64, lr: float = 0.1) -
     optimizer = torch.optim.SGD(model.parameters(), lr, momentum=0.9)
     generator = torch.Generator().manual_seed(1)
     model.train()
+    decay = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.02, steps)
     for _ in range(steps):
         index = torch.randint(512, len(x), (size,), generator=generator)
         optimizer.zero_grad()
         F.cross_entropy(model(x[index]), y[index]).backward()
         optimizer.step()
+        decay.step()
     return model.eval()
 
 

@@ -35,9 +35,7 @@ def freeze(model: Model) -> Model:
         0
     """
     for norm in walk.tracking(model).values():
-        if not is_frozen(norm):
-            norm.register_forward_pre_hook(_evaluate)
-        norm.training = False
+        hold(norm)
     return model
 
 
@@ -57,10 +55,22 @@ def unfreeze(model: Model) -> Model:
     """
     for norm in walk.tracking(model).values():
         if is_frozen(norm):
-            for key in [key for key, hook in norm._forward_pre_hooks.items() if hook is _evaluate]:
-                del norm._forward_pre_hooks[key]
+            release(norm)
             norm.training = True if norm is model else model.training
     return model
+
+
+def hold(norm: nn.Module) -> None:
+    """Freeze one norm."""
+    if not is_frozen(norm):
+        norm.register_forward_pre_hook(_evaluate)
+    norm.training = False
+
+
+def release(norm: nn.Module) -> None:
+    """Take the hook of `hold` away."""
+    for key in [key for key, hook in norm._forward_pre_hooks.items() if hook is _evaluate]:
+        del norm._forward_pre_hooks[key]
 
 
 def is_frozen(norm: nn.Module) -> bool:

@@ -119,11 +119,21 @@ def call_of(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> t
     return x, mask if type(norm).__module__.startswith("evenly.") else None
 
 
+def running(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """A norm's running mean and variance in float64, shapes ``(channels,)``."""
+    mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
+    assert mean is not None
+    assert var is not None
+    return mean.double(), var.double()
+
+
 def write(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
     """Set a norm's running statistics; shapes ``(channels,)``."""
     with torch.no_grad():
-        norm.running_mean.copy_(mean)  # type: ignore[operator, union-attr]
-        norm.running_var.copy_(var)  # type: ignore[operator, union-attr]
+        for name, value in (("running_mean", mean), ("running_var", var)):
+            buffer = norm._buffers[name]
+            assert buffer is not None
+            buffer.copy_(value)
 
 
 def population(
@@ -173,6 +183,6 @@ def distance(norm: nn.Module, moments: Moments) -> Tensor:
     that a channel that is constant in both does not count.
     """
     eps = getattr(norm, "eps", 1e-5)
-    mean, var = (getattr(norm, name).double() for name in ("running_mean", "running_var"))
+    mean, var = running(norm)
     std, running_std = (moments.var + eps).sqrt(), (var.clamp(min=0) + eps).sqrt()
     return (mean - moments.mean).abs() / std + (running_std / std).log().abs()

@@ -153,17 +153,18 @@ def set_statistics(
 
 
 def _set(name: str, norm: nn.Module, moments: Moments, calls: int, blend: float) -> Move:
-    mean, var = norm.running_mean.double(), norm.running_var.double()  # type: ignore[operator, union-attr]
+    mean, var = measure.running(norm)
     unbiased = getattr(norm, "unbiased", True)
     has_var = moments.count > (1 if unbiased else 0)
     new_var = torch.where(has_var, moments.unbiased_var if unbiased else moments.var, var)
     new_mean = torch.where(moments.count > 0, moments.mean, mean)
-    # Not `mean + blend * (new - mean)`: a NaN that is replaced altogether must leave no trace.
+    # Not `mean + blend * (new - mean)` where blend is 1: a NaN that is replaced must leave no trace.
     if blend != 1:
         new_mean, new_var = mean + blend * (new_mean - mean), var + blend * (new_var - var)
     measure.write(norm, new_mean, new_var)
-    if blend == 1 and isinstance(norm._buffers.get("num_batches_tracked"), torch.Tensor):
-        norm.num_batches_tracked.fill_(calls)  # type: ignore[operator, union-attr]
+    counter = norm._buffers.get("num_batches_tracked")
+    if blend == 1 and counter is not None:
+        counter.fill_(calls)
     eps = getattr(norm, "eps", 1e-5)
     shift = ((new_mean - mean).abs() / (new_var + eps).sqrt()).median().item()
     return Move(name, shift, ((new_var + eps) / (var + eps)).median().item())
