@@ -82,7 +82,7 @@ def diagnose(
         >>> from torch import nn
         >>> x = torch.randn(256, 3)
         >>> model = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8, momentum=0.9), nn.Linear(8, 2))
-        >>> _ = model(x)
+        >>> _ = [model(batch) for batch in x.split(64)]
         >>> [f.rule for f in diagnose(model, x.split(64)).findings if f.level == "warning"]
         ['momentum-inverted']
     """

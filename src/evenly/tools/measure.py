@@ -185,4 +185,5 @@ def distance(norm: nn.Module, moments: Moments) -> Tensor:
     eps = getattr(norm, "eps", 1e-5)
     mean, var = running(norm)
     std, running_std = (moments.var + eps).sqrt(), (var.clamp(min=0) + eps).sqrt()
-    return (mean - moments.mean).abs() / std + (running_std / std).log().abs()
+    apart: Tensor = (mean - moments.mean).abs() / std + (running_std / std).log().abs()
+    return apart

@@ -63,6 +63,7 @@ class _Allowed:
     """A function that a pickle may call; without attributes that a pickle could set."""
 
     __slots__ = ("_function",)
+    _function: Callable[..., Any]
 
     def __init__(self, function: Callable[..., Any]) -> None:
         object.__setattr__(self, "_function", function)
@@ -79,6 +80,7 @@ class _Kind(_Allowed):
     """A storage class of torch's, known by its type of number."""
 
     __slots__ = ("dtype",)
+    dtype: torch.dtype
 
     def __init__(self, dtype: torch.dtype) -> None:
         super().__init__(lambda *args: Inert())

@@ -17,7 +17,7 @@ from evenly.tools.finding import Gap, Trial
 from evenly.tools.freeze import hold, is_frozen, release
 from evenly.tools.probe import Observed, Subject
 from evenly.tools.recalibrate import set_statistics
-from evenly.tools.scores import Score
+from evenly.tools.scores import Score, tensor_of
 
 Change = Callable[[], object]
 
@@ -130,7 +130,7 @@ def _ghosts(bench: Bench) -> Iterator[Trial]:
         outputs = []
         for batch in bench.batches:
             parts = bench.subject.outputs(parts_of(batch, size), using=None)
-            outputs.append(torch.cat([probe.tensor_of(part) for part in parts]))
+            outputs.append(torch.cat([tensor_of(part) for part in parts]))
         yield bench.try_outputs(
             f"batch statistics over ghosts of {size}",
             f"evenly.convert(model, norm='ghost:…'), {size} samples each",
