@@ -68,6 +68,11 @@ def moments(x: Tensor, partition: Partition, mask: Tensor | None = None, *, cent
     return Moments(count_og, mean_og, (w_obgi * deviation * deviation).sum((1, 3)))
 
 
+def counts(mask: Tensor, partition: Partition) -> Tensor:
+    """The count of each set under a mask, shape ``(outer, group)``."""
+    return _mask_obgi(mask, partition).to(statistics_dtype(mask.dtype)).sum((1, 3))
+
+
 def normalize(
     x: Tensor,
     partition: Partition,
@@ -214,6 +219,45 @@ def activation_slope(z: Tensor, activation: Activation) -> Tensor:
             return cdf + z * torch.exp(-0.5 * z * z) * 0.3989422804014327
 
 
+def restore(
+    y: Tensor,
+    partition: Partition,
+    rstd: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    activation: Activation,
+) -> Tensor:
+    """``x - mean`` from the output of an invertible activation without residual or mask.
+
+    With mean 0 and the same ``rstd``, steps 3 and 4 then find the same ``xhat``. Weights must
+    not be 0. A saturated ELU gives the input of its largest distinguishable slope.
+    """
+    z_ncs = _ncs(_flat(y), partition).to(rstd.dtype)
+    if activation.name == "leaky_relu":
+        z_ncs = torch.where(z_ncs > 0, z_ncs, z_ncs / activation.arg)
+    elif activation.name == "elu":
+        least = -1 + torch.finfo(z_ncs.dtype).eps
+        z_ncs = torch.where(z_ncs > 0, z_ncs, torch.log1p((z_ncs / activation.arg).clamp(least, 0)))
+    if bias is not None:
+        z_ncs = z_ncs - bias.to(z_ncs.dtype)[:, None]
+    if weight is not None:
+        z_ncs = z_ncs / weight.to(z_ncs.dtype)[:, None]
+    return _shaped((z_ncs.reshape(partition.shape) / rstd[:, None, :, None]).to(y.dtype), y)
+
+
+def slope_of_output(y: Tensor, activation: Activation) -> Tensor:
+    """The slope from the output of ReLU, ReLU6 or an invertible activation, in ``y``'s type."""
+    match activation.name:
+        case "relu":
+            return (y > 0).to(y.dtype)
+        case "relu6":
+            return ((y > 0) & (y < 6)).to(y.dtype)
+        case "leaky_relu":
+            return torch.where(y > 0, torch.ones_like(y), activation.arg)
+        case _:  # elu
+            return torch.where(y > 0, torch.ones_like(y), y + activation.arg)
+
+
 def slope_of_bits(bits: Tensor, x: Tensor, activation: Activation) -> Tensor:
     """The slope of a piecewise linear activation from one bit an element, in ``x``'s shape and type.
 
@@ -223,6 +267,13 @@ def slope_of_bits(bits: Tensor, x: Tensor, activation: Activation) -> Tensor:
     on = ((bits[:, None] >> shifts) & 1).reshape(-1)[: x.numel()]
     low = activation.arg if activation.name == "leaky_relu" else 0.0
     return _shaped(torch.where(on.bool(), 1.0, low).to(x.dtype), x)
+
+
+def bits_of_slope(z: Tensor, activation: Activation) -> Tensor:
+    """One bit an element, in memory order, set where a piecewise linear activation has slope 1."""
+    on = (activation_slope(_flat(z), activation) == 1).reshape(-1)
+    on = torch.nn.functional.pad(on, (0, -on.numel() % 8)).reshape(-1, 8).to(torch.uint8)
+    return (on << torch.arange(8, device=z.device, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:

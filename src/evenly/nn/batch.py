@@ -1,4 +1,4 @@
-"""Batch normalization between the door and the path: ghosts, masks, given statistics."""
+"""Batch normalization between the door and the path: ghosts, masks, small batches, given statistics."""
 
 from __future__ import annotations
 
@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from evenly import backends
+from evenly.backends import reference
 from evenly.backends.running import Running, update
 from evenly.core.activation import IDENTITY, Activation
 from evenly.core.moments import Moments
 from evenly.core.partition import Partition
-from evenly.nn import check
+from evenly.nn import check, exported
 from evenly.nn.layout import layout, mask_in_memory
-from evenly.nn.normalize import Call, Given, normalize
+from evenly.nn.normalize import Call, Given, normalize, plain
+from evenly.nn.renorm import Renorm
 
 
 class Extras(NamedTuple):
@@ -32,11 +34,34 @@ class Extras(NamedTuple):
     mask: Tensor | None = None
     zero_masked: bool = False
 
-    def tensors(self, x: Tensor, channel: int, order: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Residual and mask, checked against ``x``; the mask as weights in memory order."""
+    def with_input(self, x: Tensor) -> tuple[Tensor, Extras]:
+        """Input and residual in their common type, as torch's addition would have them."""
         check.check_residual(x, self.residual)
+        if self.residual is None or self.residual.dtype == x.dtype:
+            return x, self
+        dtype = torch.promote_types(x.dtype, self.residual.dtype)
+        return x.to(dtype), self._replace(residual=self.residual.to(dtype))
+
+    def tensors(self, x: Tensor, channel: int, order: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
+        """Residual and mask; the mask as weights in ``x``'s memory order."""
         mask = None if self.mask is None else mask_in_memory(self.mask, x, channel, order)
         return self.residual, mask
+
+
+class Small(NamedTuple):
+    """What batch norm does with batches that say little.
+
+    Args:
+        single: one value per channel: ``"error"``, ``"skip"`` (normalised to 0, not entered into the
+            running statistics) or ``"running"`` (normalised by the running statistics).
+        ghosts: parts of the batch with statistics of their own; more parts than samples gives
+            one each.
+        renorm: correction towards the running statistics, or None.
+    """
+
+    single: str = "error"
+    ghosts: int = 1
+    renorm: Renorm | None = None
 
 
 def batch(
@@ -48,10 +73,10 @@ def batch(
     *,
     given: tuple[Tensor, Tensor] | None = None,
     running: Running | None = None,
-    ghosts: int = 1,
+    small: Small = Small(),  # noqa: B008  # an immutable record
     channel: int = 1,
     group: Any = None,
-    single: str = "error",
+    inplace: bool = False,
 ) -> Tensor:
     """Batch norm of ``x`` by its own statistics, or by the ``given`` (mean, var).
 
@@ -63,11 +88,10 @@ def batch(
         extras: activation, residual, mask.
         given: mean and variance to use, each of shape ``(C,)``; None measures.
         running: buffers that the measured statistics enter.
-        ghosts: parts of the batch with statistics of their own; more parts than samples gives
-            one each.
+        small: what to do with small batches.
         channel: the channel axis.
         group: the processes that share statistics (see `evenly.nn.normalize.Call`).
-        single: ``"error"`` refuses one value per channel; anything else lets it pass.
+        inplace: whether the output may be saved in place of the input.
     """
     check.check_input(x)
     if x.ndim < 2:
@@ -76,20 +100,43 @@ def batch(
     check.check_batch_eps(eps, training=given is None)
     named = ("running_mean", given[0] if given else running.mean if running else None)
     check.check_channels(x, channel, ("weight", weight), ("bias", bias), named)
-    if given is None and single == "error" and group is None and extras.mask is None:
-        check.check_values_per_channel(x, channel)
-    ghosts = min(ghosts, x.shape[0]) if given is None else 1
+    x, extras = extras.with_input(x)
+    ghosts = 1
+    if given is None:
+        ghosts = check.check_ghosts(x, channel, small.ghosts)
+        if group is None and check.one_value_per_channel(x, channel, ghosts):
+            given, running = _single(x, small.single, running)
+            ghosts = ghosts if given is None else 1
     if ghosts > 1 and x.shape[0] % ghosts:
         return _uneven(x, weight, bias, eps, extras, running, ghosts, channel)
+    if exported.leaving() and ghosts == 1 and extras.mask is None and group is None and small.renorm is None:
+        y = exported.batch_norm(x, weight, bias, eps, given, running, channel)
+        if y is not None:
+            return exported.finish(y, extras.residual, extras.activation)
     x, shape, at, order = layout(x, channel, samples_first=ghosts > 1)
-    call = Call(Partition.of_batch(shape, at, max(ghosts, 1)), eps, extras.activation, True, extras.zero_masked, group)
+    partition = Partition.of_batch(shape, at, ghosts)
+    call = Call(partition, eps, extras.activation, True, extras.zero_masked, group, inplace)
+    residual, mask = extras.tensors(x, channel, order)
+    if small.renorm is not None and given is None and running is not None:
+        weight, bias = small.renorm.affine(_moments(x, partition, mask, group), running, eps, weight, bias)
     statistics = None if given is None else _given(*given, eps, x)
-    return normalize(x, call, weight, bias, *extras.tensors(x, channel, order), statistics, running)
+    return normalize(x, call, weight, bias, residual, mask, statistics, running)
+
+
+def _single(
+    x: Tensor, policy: str, running: Running | None
+) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
+    """What one value per channel is normalised by, and what it enters: nothing."""
+    if policy == "running" and running is not None:
+        return (running.mean, running.var), None
+    if policy == "skip":
+        return None, None
+    raise check.one_value_error(x)
 
 
 def _given(mean: Tensor, var: Tensor, eps: float, x: Tensor) -> Given:
     """Given statistics in the type of statistics, as ``(1, channels)``."""
-    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    dtype = reference.statistics_dtype(x.dtype)
     return Given(mean.to(dtype)[None], torch.rsqrt(var.to(dtype) + eps)[None])
 
 
@@ -114,10 +161,14 @@ def _uneven(
             residual=None if extras.residual is None else extras.residual[part],
             mask=_part(extras.mask, part, samples),
         )
-        outputs.append(batch(x[part], weight, bias, eps, these, ghosts=parts, channel=channel, single="pass"))
+        small = Small("skip", parts)
+        outputs.append(batch(x[part], weight, bias, eps, these, small=small, channel=channel))
         if running is not None:
-            statistics.append(_moments(x[part], these, parts, channel))
-    if running is not None:
+            dense, shape, at, order = layout(x[part].detach(), channel, samples_first=True)
+            mask = these.tensors(dense, channel, order)[1]
+            m = _moments(dense, Partition.of_batch(shape, at, parts), mask)
+            statistics.append(m if isinstance(m.count, Tensor) else Moments(torch.full_like(m.mean, m.count), m.mean, m.m2))
+    if running is not None and not recomputing_here():
         update(running, Moments(*(torch.cat([getattr(m, f) for m in statistics]) for f in ("count", "mean", "m2"))))
     return torch.cat(outputs)
 
@@ -126,11 +177,9 @@ def _part(mask: Tensor | None, part: slice, samples: int) -> Tensor | None:
     return mask if mask is None or mask.shape[0] != samples else mask[part]
 
 
-def _moments(x: Tensor, extras: Extras, ghosts: int, channel: int) -> Moments:
-    """The moments alone, with ``count`` as a tensor of the same shape."""
+def _moments(x: Tensor, partition: Partition, mask: Tensor | None, group: Any = None) -> Moments:
+    """The moments alone, without gradient; of all processes of ``group``."""
     with torch.no_grad():
-        x, shape, at, order = layout(x.detach(), channel, samples_first=True)
-        _, mask = extras._replace(residual=None).tensors(x, channel, order)
-        m = backends.choose(x).moments(x, Partition.of_batch(shape, at, ghosts), mask)
-        count = m.count if isinstance(m.count, Tensor) else torch.full_like(m.mean, m.count)
-        return Moments(count, m.mean, m.m2)
+        steps = backends.choose(x) if plain(x, mask) else reference
+        moments: Moments = steps.moments(x.detach(), partition, mask)
+        return moments if group is None else group.merge(moments)

@@ -1,0 +1,168 @@
+"""The eager path: one autograd function around a backend's fused forward and backward."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from evenly import backends
+from evenly.backends import composed, reference
+from evenly.backends.running import Running
+from evenly.core.activation import IDENTITY
+from evenly.nn.inplace import restorable, restore
+from evenly.nn.normalize import Call, Given, differentiable, forward, in_memory_order_of, in_order
+
+
+class Normalize(torch.autograd.Function):
+    """Forward and backward of the one formula, on plain tensors."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        residual: Tensor | None,
+        mask: Tensor | None,
+        mean: Tensor | None,
+        rstd: Tensor | None,
+        call: Call,
+        running: Running | None,
+    ) -> Tensor:
+        given = None if mean is None or rstd is None else Given(mean, rstd)
+        saves = _saves(x, call, weight, bias, residual, mask, given is None, ctx.needs_input_grad)
+        keep = saves == "input"
+        y, moments, rstd, saved = forward(x, call, weight, bias, residual, mask, given, running, keep=keep)
+        y, count = _own(y), moments.count
+        count, count_tensor = (None, count) if isinstance(count, Tensor) else (count, None)
+        kept = {"input": x, "nothing": None}.get(saves, y)
+        # A residual matters to the slope's own slope only where the activation is curved.
+        curved = residual if keep and call.activation.kind.slope in ("output", "input") else None
+        ctx.save_for_backward(kept, weight, bias, curved, mask, moments.mean, rstd, saved, count_tensor)
+        ctx.call, ctx.count, ctx.measured, ctx.saves = call, count, given is None, saves
+        ctx.order = None if keep else reference.memory_order(x)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, weight, bias, residual, mask, mean, rstd, saved, count_tensor = ctx.saved_tensors
+        call: Call = ctx.call
+        if ctx.saves == "restorable":
+            if torch.is_grad_enabled():
+                raise RuntimeError("second derivatives need the input itself; construct the layer with inplace=False.")
+            x, mean = restore(x, call, rstd, weight, bias), torch.zeros_like(mean)
+        elif ctx.saves == "output":  # its slope, after which the activation is done with
+            dy = dy * reference.slope_of_output(x, call.activation)
+            x, call = None, call._replace(activation=IDENTITY)
+        if torch.is_grad_enabled():
+            given = None if ctx.measured else Given(mean, rstd)
+            return _differentiate(
+                dy, x, call, weight, bias, residual, mask, given, saved, ctx.needs_input_grad, ctx.order
+            )
+        dy = in_order(dy, ctx.order) if x is None else in_memory_order_of(x, dy)
+        need_x, need_w, need_b, need_r = ctx.needs_input_grad[:4]
+        x = dy if x is None else x
+        steps = backends.choose(x)
+        # Without an activation or zeroing dresidual is dy itself.
+        own_residual = need_r and (call.activation.name is not None or call.zero_masked)
+        options = {
+            "mask": mask, "zeroing": mask if call.zero_masked else None, "centered": call.centered,
+            "measured": ctx.measured, "dresidual": own_residual, "dx": need_x, "affine": need_w or need_b,
+        }  # fmt: skip
+        arguments = (
+            dy, x, call.partition, mean, rstd, weight, bias, saved, call.activation,
+            ctx.count if count_tensor is None else count_tensor,
+        )  # fmt: skip
+        if call.group is not None or not hasattr(steps, "backward"):
+            add = call.group.add if call.group is not None else None
+            dx, dweight, dbias, dresidual = composed.backward(steps, *arguments, **options, add=add)
+        else:
+            dx, dweight, dbias, dresidual = steps.backward(*arguments, **options)
+        return (
+            dx if need_x else None,
+            dweight.to(weight.dtype) if need_w and dweight is not None else None,
+            dbias.to(bias.dtype) if need_b and dbias is not None else None,
+            (dresidual if own_residual else dy) if need_r else None,
+            None, None, None, None, None,
+        )  # fmt: skip
+
+
+def _saves(
+    x: Tensor,
+    call: Call,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    measured: bool,
+    needs: tuple[bool, ...],
+) -> Literal["input", "output", "restorable", "nothing"]:
+    """What must outlive forward.
+
+    The input is needed for xhat (dweight, and dx through the statistics) and for the slope;
+    with given statistics and a fixed weight the slope, where it can be told from the output,
+    is all there is to know.
+    """
+    activation = call.activation
+    if not measured and not needs[1]:
+        if activation.name is None:
+            return "nothing"
+        if activation.name in ("relu", "relu6") or (activation.invertible and x.dtype in _PRECISE):
+            return "output"
+    alone = residual is None and mask is None and measured
+    if call.inplace and alone and x.dtype in _PRECISE and restorable(x, call, weight, bias):
+        return "restorable"
+    return "input"
+
+
+# Half precision keeps its input: 8 to 11 bits of an output are too few to restore one.
+_PRECISE = (torch.float32, torch.float64)
+
+
+def _differentiate(
+    dy: Tensor,
+    x: Tensor | None,
+    call: Call,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    residual: Tensor | None,
+    mask: Tensor | None,
+    given: Given | None,
+    saved: Tensor | None,
+    needs: tuple[bool, ...],
+    order: tuple[int, ...] | None,
+) -> tuple[Tensor | None, ...]:
+    """Gradients that can be differentiated again: those of the reference formula."""
+    if x is None:  # statistics were given and nothing is curved: any input has these gradients
+        x = torch.zeros_like(in_order(dy, order)) if order is not None else torch.zeros_like(dy)
+    if residual is None and needs[3] and saved is None:
+        residual = torch.zeros_like(x)
+    if saved is not None and residual is None:  # a piecewise linear activation after a residual
+        if saved.dtype == torch.uint8:
+            dy = dy * reference.slope_of_bits(saved, x, call.activation)
+            call = call._replace(activation=IDENTITY)
+            residual = torch.zeros_like(x)
+        else:
+            residual = saved
+    inputs = [x, weight, bias, residual]
+    # Aliases: a tensor used twice (x as its own residual) must get two gradients.
+    aliases = [_alias(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=False)]
+    y = differentiable(aliases[0], call, *aliases[1:], mask, given, None)  # type: ignore[arg-type]
+    wanted = [t for t, need in zip(aliases, needs, strict=False) if need]
+    gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))  # type: ignore[arg-type]
+    return (*(next(gradients) if need else None for need in needs[:4]), None, None, None, None, None)
+
+
+def _alias(t: Tensor) -> Tensor:
+    return t.view_as(t) if t.requires_grad else t.detach().requires_grad_()
+
+
+def _own(y: Tensor) -> Tensor:
+    """``y`` itself where it owns its memory; a view made inside a Function could not be changed in place."""
+    if not y._is_view():
+        return y
+    return torch.empty(0, dtype=y.dtype, device=y.device).set_(
+        y.untyped_storage(), y.storage_offset(), y.shape, y.stride()
+    )
