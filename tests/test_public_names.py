@@ -14,6 +14,7 @@ import pytest
 import evenly
 
 NAMES = {
+    "Renorm",
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
     "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     "functional", "convert", "revert", "show_versions", "use_backend",

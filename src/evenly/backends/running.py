@@ -17,14 +17,14 @@ class Pending(NamedTuple):
     Args:
         every: how many micro-batches make one batch.
         seen: how many have been pooled so far, 0-d int64; written in place, as all that follow.
-        count: pooled count, shape ``(channels,)``.
+        counts: pooled count, shape ``(channels,)``.
         mean: pooled mean, shape ``(channels,)``.
         m2: pooled sum of squared deviations, shape ``(channels,)``.
     """
 
     every: int
     seen: Tensor
-    count: Tensor
+    counts: Tensor
     mean: Tensor
     m2: Tensor
 
@@ -117,11 +117,11 @@ def _pool(running: Running, pending: Pending, moments: Moments, live: Tensor) ->
     finite = (torch.isfinite(mean_oc) & torch.isfinite(m2_oc)).all()
     finite = finite | (not running.skip_nonfinite)
     use = finite & live
-    pooled = Moments(pending.count, pending.mean, pending.m2)
+    pooled = Moments(pending.counts, pending.mean, pending.m2)
     for one in range(mean_oc.shape[0]):
         pooled = pooled.merge(Moments(count_oc[one], mean_oc[one], m2_oc[one]))
     pooled = Moments(
-        torch.where(use, pooled.count, pending.count),
+        torch.where(use, pooled.count, pending.counts),
         torch.where(use, pooled.mean, pending.mean),
         torch.where(use, pooled.m2, pending.m2),
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 import torch
@@ -9,13 +10,14 @@ from torch import Tensor
 
 from evenly import backends
 from evenly.backends import reference
-from evenly.backends.running import Running, update
+from evenly.backends.running import Running, entered
 from evenly.core.activation import IDENTITY, Activation
 from evenly.core.moments import Moments
 from evenly.core.partition import Partition
 from evenly.nn import check, exported
-from evenly.nn.layout import layout, mask_in_memory
-from evenly.nn.normalize import Call, Given, normalize, plain
+from evenly.nn.layout import layout
+from evenly.nn.mask import mask_in_memory
+from evenly.nn.normalize import Call, Given, enter, normalize, plain
 from evenly.nn.renorm import Renorm
 
 
@@ -54,8 +56,8 @@ class Small(NamedTuple):
     Args:
         single: one value per channel: ``"error"``, ``"skip"`` (normalised to 0, not entered into the
             running statistics) or ``"running"`` (normalised by the running statistics).
-        ghosts: parts of the batch with statistics of their own; more parts than samples gives
-            one each.
+        ghosts: parts of the batch with statistics of their own; at most as many as there are
+            samples, or pairs of samples where a sample has one value per channel.
         renorm: correction towards the running statistics, or None.
     """
 
@@ -77,6 +79,7 @@ def batch(
     channel: int = 1,
     group: Any = None,
     inplace: bool = False,
+    writes: bool = True,
 ) -> Tensor:
     """Batch norm of ``x`` by its own statistics, or by the ``given`` (mean, var).
 
@@ -92,6 +95,7 @@ def batch(
         channel: the channel axis.
         group: the processes that share statistics (see `evenly.nn.normalize.Call`).
         inplace: whether the output may be saved in place of the input.
+        writes: whether the measured statistics enter ``running``, which is else only looked at.
     """
     check.check_input(x)
     if x.ndim < 2:
@@ -104,13 +108,13 @@ def batch(
     ghosts = 1
     if given is None:
         ghosts = check.check_ghosts(x, channel, small.ghosts)
-        if group is None and check.one_value_per_channel(x, channel, ghosts):
+        if group is None and check.one_value_per_channel(x, channel):
             given, running = _single(x, small.single, running)
             ghosts = ghosts if given is None else 1
     if ghosts > 1 and x.shape[0] % ghosts:
-        return _uneven(x, weight, bias, eps, extras, running, ghosts, channel)
+        return _uneven(x, weight, bias, eps, extras, running if writes else None, ghosts, channel)
     if exported.leaving() and ghosts == 1 and extras.mask is None and group is None and small.renorm is None:
-        y = exported.batch_norm(x, weight, bias, eps, given, running, channel)
+        y = exported.batch_norm(x, weight, bias, eps, given, running if writes else None, channel)
         if y is not None:
             return exported.finish(y, extras.residual, extras.activation)
     x, shape, at, order = layout(x, channel, samples_first=ghosts > 1)
@@ -120,12 +124,10 @@ def batch(
     if small.renorm is not None and given is None and running is not None:
         weight, bias = small.renorm.affine(_moments(x, partition, mask, group), running, eps, weight, bias)
     statistics = None if given is None else _given(*given, eps, x)
-    return normalize(x, call, weight, bias, residual, mask, statistics, running)
+    return normalize(x, call, weight, bias, residual, mask, statistics, running if writes else None)
 
 
-def _single(
-    x: Tensor, policy: str, running: Running | None
-) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
+def _single(x: Tensor, policy: str, running: Running | None) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
     """What one value per channel is normalised by, and what it enters: nothing."""
     if policy == "running" and running is not None:
         return (running.mean, running.var), None
@@ -151,30 +153,46 @@ def _uneven(
     channel: int,
 ) -> Tensor:
     """Ghosts that do not divide the batch: as torch.tensor_split cuts, the first parts one sample longer."""
+    outputs = []
+    for part, these, parts in _parts(x, extras, ghosts, channel):
+        outputs.append(batch(part, weight, bias, eps, these, small=Small("skip", parts), channel=channel))
+    if running is not None:
+        enter(running, _sets(x, extras, ghosts, channel))
+    return torch.cat(outputs)
+
+
+def statistics_after(x: Tensor, running: Running, extras: Extras, small: Small, channel: int) -> tuple[Tensor, Tensor]:
+    """The running mean and variance after the batch ``x``; nothing is changed in place."""
+    channel = channel % x.ndim
+    ghosts = check.check_ghosts(x, channel, small.ghosts)
+    if check.one_value_per_channel(x, channel):
+        return running.mean, running.var
+    with torch.no_grad():
+        return entered(running, _sets(x, extras, ghosts, channel))[:2]
+
+
+def _parts(x: Tensor, extras: Extras, ghosts: int, channel: int) -> Iterator[tuple[Tensor, Extras, int]]:
+    """The batch cut in two, each half of which ``ghosts`` parts divide: tensor, extras, number of parts."""
     if extras.mask is not None and extras.mask.ndim == x.ndim - 1:
         extras = extras._replace(mask=extras.mask.unsqueeze(channel))
     samples, longer = x.shape[0], x.shape[0] % ghosts
     cut = longer * (samples // ghosts + 1)
-    outputs, statistics = [], []
     for part, parts in ((slice(0, cut), longer), (slice(cut, samples), ghosts - longer)):
-        these = extras._replace(
-            residual=None if extras.residual is None else extras.residual[part],
-            mask=_part(extras.mask, part, samples),
-        )
-        small = Small("skip", parts)
-        outputs.append(batch(x[part], weight, bias, eps, these, small=small, channel=channel))
-        if running is not None:
-            dense, shape, at, order = layout(x[part].detach(), channel, samples_first=True)
-            mask = these.tensors(dense, channel, order)[1]
-            m = _moments(dense, Partition.of_batch(shape, at, parts), mask)
-            statistics.append(m if isinstance(m.count, Tensor) else Moments(torch.full_like(m.mean, m.count), m.mean, m.m2))
-    if running is not None and not recomputing_here():
-        update(running, Moments(*(torch.cat([getattr(m, f) for m in statistics]) for f in ("count", "mean", "m2"))))
-    return torch.cat(outputs)
+        mask, residual = extras.mask, extras.residual
+        if mask is not None and mask.shape[0] == samples:
+            mask = mask[part]
+        if parts:
+            yield x[part], extras._replace(mask=mask, residual=None if residual is None else residual[part]), parts
 
 
-def _part(mask: Tensor | None, part: slice, samples: int) -> Tensor | None:
-    return mask if mask is None or mask.shape[0] != samples else mask[part]
+def _sets(x: Tensor, extras: Extras, ghosts: int, channel: int) -> Moments:
+    """The moments of every ghost, fields of shape ``(ghosts, channels)``."""
+    every = []
+    for part, these, parts in _parts(x.detach(), extras, ghosts, channel):
+        dense, shape, at, order = layout(part, channel, samples_first=parts > 1)
+        m = _moments(dense, Partition.of_batch(shape, at, parts), these.tensors(dense, channel, order)[1])
+        every.append(m if isinstance(m.count, Tensor) else Moments(torch.full_like(m.mean, m.count), m.mean, m.m2))
+    return Moments(*(torch.cat([getattr(m, field) for m in every]) for field in ("count", "mean", "m2")))
 
 
 def _moments(x: Tensor, partition: Partition, mask: Tensor | None, group: Any = None) -> Moments:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -10,17 +10,18 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenly.backends.running import Running
+from evenly.backends.running import Pending, Running
 from evenly.core import running as averages
-from evenly.core.activation import Activation
-from evenly.nn import check
-from evenly.nn.batch import Extras, batch
+from evenly.nn import check, lazy
+from evenly.nn.batch import Extras, Small, batch
 from evenly.nn.fused import Fused
-from evenly.nn.recompute import recomputing
+from evenly.nn.renorm import Renorm
 from evenly.nn.sync import Processes, processes
+from evenly.nn.traced import leaf, traced
+from evenly.nn.tracked import Tracked
 
 
-class BatchNorm(Fused, _BatchNorm):
+class BatchNorm(Fused, Tracked, _BatchNorm):
     """Batch normalization for input of any rank: dense, sequence, image, volume.
 
     ``y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)``
@@ -30,7 +31,7 @@ class BatchNorm(Fused, _BatchNorm):
     defaults are torch.nn.BatchNorm2d's; what follows ``*`` is evenly's.
 
     Args:
-        num_features: number of channels C.
+        num_features: number of channels C; None: taken from the first input.
         eps: added to the variance.
         momentum: weight of the new batch in the running statistics; None: cumulative average.
         affine: whether there are weight and bias.
@@ -43,20 +44,35 @@ class BatchNorm(Fused, _BatchNorm):
         activation: applied last: None, ``"relu"``, ``"relu6"``, ``"leaky_relu"``, ``"elu"``,
             ``"silu"`` or ``"gelu"``.
         activation_args: the activation's parameter, if it has one.
+        inplace: with an invertible activation (None, leaky ReLU, ELU) save the output alone and
+            restore the input from it in backward, wherever that is exact to rounding (float32 or
+            float64, no residual or mask, no weight smaller than a sixteenth of its bias); else,
+            and for second derivatives, the input is needed as usual.
         average: ``"ema"`` or ``"debiased"`` (an exponential average without the pull of its
             initial value).
         unbiased: whether the running variance averages unbiased variances (torch) or biased (Keras).
         nonfinite: ``"skip"`` leaves a batch with NaN or infinity out of the running statistics
             and counts it in ``skipped_batches``; ``"write"`` lets it in, as torch does.
-        ghosts: into how many parts the batch is cut, each with statistics of its own.
+        single: what one value per channel in training means: ``"error"``, as torch; ``"skip"``:
+            normalised to 0 and not entered into the running statistics; ``"running"``:
+            normalised by the running statistics and not entered. Told from shapes, not from a mask.
+        ghosts: into how many parts the batch is cut (as torch.tensor_split does), each with
+            statistics of its own; at most as many as there are samples, or pairs of samples where
+            a sample has one value per channel. The mean of the parts' statistics enters the
+            running ones once.
+        renorm: `Renorm`, to correct small batches towards the running statistics; not with ghosts.
+        accumulate: how many micro-batches enter the running statistics as one, pooled by their
+            counts: as if their samples had come as one batch.
         zero_masked: whether the output is 0 where a mask is.
         sync: whether processes share their statistics in training (see `SyncBatchNorm`).
         process_group: the processes that do; None for all. A copied or unpickled layer has the
             group's name in its place.
         channel: the channel axis.
+        weight_init: what the weight starts from (0 makes a residual branch start silent).
+        bias_init: what the bias starts from.
 
     Raises:
-        ValueError: an argument is out of its range, or ``ghosts`` and ``sync`` contradict each other.
+        ValueError: an argument is out of its range, or two contradict each other.
 
     Source:
         Ioffe and Szegedy, 2015, https://arxiv.org/abs/1502.03167
@@ -69,13 +85,24 @@ class BatchNorm(Fused, _BatchNorm):
         torch.Size([8, 3, 4, 4])
     """
 
-    skipped_batches: Tensor | None
     # torch's classes of one rank bring their own check; a method of that name here would shadow it.
     _checks_rank = False
+    inplace: bool = False
+    average: str = "ema"
+    unbiased: bool = True
+    nonfinite: str = "skip"
+    single: str = "error"
+    ghosts: int = 1
+    renorm: Renorm | None = None
+    accumulate: int = 1
+    zero_masked: bool = False
+    sync: bool = False
+    process_group: dist.ProcessGroup | str | None = None
+    channel: int = 1
 
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
@@ -87,32 +114,39 @@ class BatchNorm(Fused, _BatchNorm):
         scale: bool = True,
         activation: str | None = None,
         activation_args: tuple[float, ...] = (),
+        inplace: bool = False,
         average: str = "ema",
         unbiased: bool = True,
         nonfinite: str = "skip",
+        single: str = "error",
         ghosts: int = 1,
+        renorm: Renorm | None = None,
+        accumulate: int = 1,
         zero_masked: bool = False,
         sync: bool = False,
         process_group: dist.ProcessGroup | str | None = None,
         channel: int = 1,
+        weight_init: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
         averages.average(average, 0.1)
         check.check_batch_eps(eps, training=False)
         check.check_choice("nonfinite", nonfinite, ("skip", "write"))
+        check.check_choice("single", single, ("error", "skip", "running"))
         check.check_positive("ghosts", ghosts)
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)
-        if affine and not scale:
-            self.register_parameter("weight", None)
-        if affine and not bias:
-            self.register_parameter("bias", None)
-        self._set_activation(activation, activation_args)
-        self.average, self.unbiased, self.nonfinite = average, unbiased, nonfinite
-        self.ghosts, self.zero_masked, self.channel = ghosts, zero_masked, channel
+        check.check_positive("accumulate", accumulate)
         check.check_sync(sync, ghosts)
+        check.check_renorm(renorm, ghosts, track_running_stats)
+        super().__init__(num_features or 0, eps, momentum, affine, track_running_stats, device, dtype)
+        self._set_activation(activation, activation_args)
+        self.inplace, self.average, self.unbiased, self.nonfinite = inplace, average, unbiased, nonfinite
+        self.single, self.ghosts, self.renorm, self.accumulate = single, ghosts, renorm, accumulate
+        self.zero_masked, self.channel = zero_masked, channel
         self.sync, self.process_group = sync, process_group
-        skipped = torch.zeros((), dtype=torch.long, device=device) if track_running_stats else None
-        self.register_buffer("skipped_batches", skipped, persistent=False)
-        self._widen_statistics(self._buffers.copy())
+        self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
+        self._complete()
+        if num_features is None:
+            lazy.wait_for_input(self)
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The normalised input.
@@ -122,68 +156,68 @@ class BatchNorm(Fused, _BatchNorm):
             residual: added before the activation; ``input``'s shape.
             mask: which positions count, or how much (see `evenly.functional.batch_norm`).
         """
+        if traced(input):
+            return leaf(self, input, residual=residual, mask=mask)
         if self._checks_rank:
             self._check_input_dim(input)
-        extras = Extras(Activation.of(self.activation, self.activation_args), residual, mask, self.zero_masked)
+        extras = Extras(self._activation(), residual, mask, self.zero_masked)
         given, running = self._statistics()
         return batch(
-            input, self.weight, self.bias, self.eps, extras,
-            given=given, running=running, ghosts=self.ghosts, channel=self.channel, group=self._processes(),
+            input, self.weight, self.bias, self.eps, extras, given=given, running=running,
+            small=Small(self.single, self.ghosts, self.renorm), channel=self.channel, group=self._processes(),
+            inplace=self.inplace,
         )  # fmt: skip
 
     def _statistics(self) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
         """The statistics to use, or the buffers to update: torch's three flags, read in one place."""
         mean, var = self.running_mean, self.running_var
-        if not self.training:
-            return (None, None) if mean is None or var is None else ((mean, var), None)
-        if mean is None or var is None or not self.track_running_stats or recomputing():
+        if mean is None or var is None:
+            return None, None
+        if not self.training or self.frozen:
+            return (mean, var), None
+        if not self.track_running_stats:
             return None, None
         average = averages.average(self.average, self.momentum)
-        skip = self.nonfinite == "skip"
-        running = Running(mean, var, average, self.num_batches_tracked, self.skipped_batches, self.unbiased, skip)
-        return None, running
+        skipped, skip = self._buffers.get("skipped_batches"), self.nonfinite == "skip"
+        pending = self._pending() if self.accumulate > 1 else None
+        return None, Running(mean, var, average, self.num_batches_tracked, skipped, self.unbiased, skip, pending)
 
     def _processes(self) -> Processes | None:
         """Those that share statistics in this call; None where there is nobody to share with."""
-        return processes(self.process_group) if self.sync and self.training else None
+        if not self.sync or not self.training or self.frozen:
+            return None
+        found = processes(self.process_group)
+        return found if found is None or self.single == "error" else replace(found, refuses_single=False)
 
     def __getstate__(self) -> dict[str, Any]:
         """As torch's, but a process group, which cannot be copied or pickled, goes by its name."""
         group = self.process_group
         return {**super().__getstate__(), "process_group": getattr(group, "group_name", group)}
 
+    def _pending(self) -> Pending:
+        """Where micro-batches wait for each other; made when first asked for, and not part of the state."""
+        like = {"pending_seen": self.num_batches_tracked}
+        like |= dict.fromkeys(("pending_count", "pending_mean", "pending_m2"), self.running_mean)
+        for name, buffer in like.items():
+            if name not in self._buffers:
+                assert buffer is not None
+                self.register_buffer(name, torch.zeros_like(buffer), persistent=False)
+        return Pending(self.accumulate, *(self._buffers[name] for name in like))  # type: ignore[arg-type]
+
     def reset_running_stats(self) -> None:
-        """Zero mean, unit variance, no batches seen, none skipped."""
+        """Zero mean, unit variance, no batches seen, none skipped, none pending."""
         super().reset_running_stats()
-        if getattr(self, "skipped_batches", None) is not None:
-            self.skipped_batches.zero_()
+        for name in ("skipped_batches", "pending_seen", "pending_count", "pending_mean", "pending_m2"):
+            buffer = self._buffers.get(name)
+            if buffer is not None:
+                buffer.zero_()
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""
-        defaults = {
-            "average": "ema", "unbiased": True, "nonfinite": "skip", "ghosts": 1, "zero_masked": False, "sync": False,
-            "channel": 1,
-        }  # fmt: skip
-        text = self._extra_repr(super().extra_repr())
-        for name, default in defaults.items():
-            value = getattr(self, name)
-            if value != default:
-                text += f", {name}={value!r}"
-        return text
-
-    def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Any:
-        """As torch's, but half precision leaves the running statistics in float32."""
-        before = self._buffers.copy()
-        super()._apply(fn, recurse)
-        self._widen_statistics(before)
-        return self
-
-    def _widen_statistics(self, before: dict[str, Tensor | None]) -> None:
-        """Put back ``before``'s values where a buffer would be narrower than float32."""
-        for name in ("running_mean", "running_var"):
-            now, old = self._buffers[name], before[name]
-            if now is not None and old is not None and now.dtype in (torch.float16, torch.bfloat16):
-                self._buffers[name] = old.to(now.device, torch.float32)
+        return self._described(
+            super().extra_repr(), "inplace", "average", "unbiased", "nonfinite", "single", "ghosts", "renorm",
+            "accumulate", "zero_masked", "sync", "channel", "frozen",
+        )  # fmt: skip
 
 
 class BatchNorm1d(BatchNorm, nn.BatchNorm1d):

@@ -50,13 +50,31 @@ def check_batch_eps(eps: float, training: bool) -> None:
         raise ValueError(f"batch_norm eps {rule}, but got {eps}; the default is 1e-5.")
 
 
-def check_values_per_channel(x: Tensor, channel: int) -> None:
-    """Refuse a batch with one value per channel: its variance says nothing."""
-    if x.numel() == x.shape[channel]:
-        raise ValueError(
-            f"Expected more than 1 value per channel when training, got input size {x.shape}; use a larger batch, "
-            'call eval(), or construct the layer with single="skip" or single="running".'
-        )
+def check_ghosts(x: Tensor, channel: int, ghosts: int) -> int:
+    """How many parts the samples are cut into, each with two values per channel or more.
+
+    Refused where axis 0 is the channels'.
+    """
+    if ghosts > 1 and channel == 0:
+        raise ValueError(f"ghost batches are parts of axis 0, which holds the channels (channel={channel}).")
+    if ghosts == 1:
+        return 1
+    # A part with one value per channel would have no variance.
+    most = x.shape[0] // 2 if x.numel() == x.shape[0] * x.shape[channel] else x.shape[0]
+    return max(1, min(ghosts, most))
+
+
+def one_value_per_channel(x: Tensor, channel: int) -> bool:
+    """Whether a channel has one value: its variance says nothing."""
+    return x.numel() == x.shape[channel] > 0
+
+
+def one_value_error(x: Tensor) -> ValueError:
+    """What to say of a batch with one value per channel."""
+    return ValueError(
+        f"Expected more than 1 value per channel when training, got input size {x.shape}; use a larger batch, "
+        'call eval(), or construct the layer with single="skip" or single="running".'
+    )
 
 
 def check_rows(x: Tensor, normalized_shape: Sequence[int], norm: str) -> None:
@@ -68,6 +86,15 @@ def check_rows(x: Tensor, normalized_shape: Sequence[int], norm: str) -> None:
         raise RuntimeError(
             f"{norm}: normalized_shape={shape} must be the input's last {len(shape)} axes, got input of shape "
             f"{tuple(x.shape)}; set normalized_shape={tuple(x.shape[-len(shape) :])}."
+        )
+
+
+def check_one_axis(x: Tensor, normalized_shape: Sequence[int], channel: int, norm: str) -> None:
+    """Refuse ``channel=`` where ``normalized_shape`` is not that axis's size."""
+    if tuple(normalized_shape) != (x.shape[channel],):
+        raise RuntimeError(
+            f"{norm} over axis {channel} alone needs normalized_shape=({x.shape[channel]},) for input of shape "
+            f"{tuple(x.shape)}, got {tuple(normalized_shape)}."
         )
 
 
@@ -90,6 +117,15 @@ def check_choice(name: str, value: str, known: Sequence[str]) -> None:
     """Refuse a word that is not one of ``known``."""
     if value not in known:
         raise ValueError(f"{name} must be one of {', '.join(map(repr, known))}, got {value!r}.")
+
+
+def check_renorm(renorm: object, ghosts: int, tracks: bool) -> None:
+    """Refuse batch renormalization where there is nothing, or not one thing, to correct."""
+    if renorm is not None and (ghosts > 1 or not tracks):
+        raise ValueError(
+            f"renorm corrects one batch towards the running statistics; it needs ghosts=1 and "
+            f"track_running_stats=True, got ghosts={ghosts}, track_running_stats={tracks}."
+        )
 
 
 def check_positive(name: str, value: int) -> None:

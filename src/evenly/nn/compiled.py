@@ -16,11 +16,11 @@ from torch import Tensor
 
 from evenly import backends
 from evenly.backends import composed, reference
-from evenly.backends.running import Running, update
+from evenly.backends.running import Running
 from evenly.core.activation import Activation
 from evenly.core.moments import Moments
 from evenly.core.partition import Partition
-from evenly.nn.normalize import Call, Given, forward, in_memory_order_of
+from evenly.nn.normalize import Call, Given, enter, forward, in_memory_order_of
 from evenly.nn.recompute import recomputing
 
 
@@ -45,8 +45,7 @@ def normalize_compiled(
         call.activation.name or "", call.activation.arg, call.centered, call.zero_masked, torch.is_grad_enabled(),
     )  # fmt: skip
     if running is not None:
-        mean, m2 = mean.detach(), m2.detach()
-        update(running, Moments(_count(mask, p), mean, m2), live=torch.ops.evenly.counts(mean))
+        enter(running, Moments(_count(mask, p), mean.detach(), m2.detach()))
     result: Tensor = y
     return result
 
@@ -86,19 +85,19 @@ def _normalize(
     """``(y, mean, rstd, m2, bits)``; what was given, or is not needed, is returned empty."""
     call = Call(Partition(*partition), eps, Activation(activation or None, argument), centered, zero_masked)
     given = None if mean is None or rstd is None else Given(mean, rstd)
-    y, moments, rstd, saved = forward(x, call, weight, bias, residual, mask, given, None, keep=keep)
+    y, moments, rstd_, saved = forward(x, call, weight, bias, residual, mask, given, None, keep=keep)
     bits = x.new_empty(0, dtype=torch.uint8)
     if _keeps_bits(residual, call.activation, keep):
         if saved is None or saved.dtype != torch.uint8:
             z, _ = reference.normalize(
-                x, call.partition, moments.mean, rstd, weight, bias, residual, Activation()
+                x, call.partition, moments.mean, rstd_, weight, bias, residual, Activation()
             )  # fmt: skip
             saved = reference.bits_of_slope(z, call.activation)
         bits = saved
     y = y if not y._is_view() else torch.empty_like(x).copy_(y)
-    if given is not None:
-        return y, *(moments.mean.new_empty(0) for _ in range(3)), bits
-    return y, moments.mean, rstd, moments.m2, bits
+    if mean is not None:
+        return y, mean.new_empty(0), mean.new_empty(0), mean.new_empty(0), bits
+    return y, moments.mean, rstd_, moments.m2, bits
 
 
 @_normalize.register_fake
@@ -121,11 +120,8 @@ def _(
     shape = (partition[0], partition[2]) if mean is None else (0,)
     dtype = reference.statistics_dtype(x.dtype)
     bits = -(-x.numel() // 8) if _keeps_bits(residual, Activation(activation or None, argument), keep) else 0
-    return (
-        torch.empty_like(x),
-        *(x.new_empty(shape, dtype=dtype) for _ in range(3)),
-        x.new_empty(bits, dtype=torch.uint8),
-    )
+    statistics = [x.new_empty(shape, dtype=dtype) for _ in range(3)]
+    return torch.empty_like(x), statistics[0], statistics[1], statistics[2], x.new_empty(bits, dtype=torch.uint8)
 
 
 def _keeps_bits(residual: Tensor | None, activation: Activation, keep: bool) -> bool:
@@ -145,7 +141,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, curved, mask, mean, rstd, bits = ctx.saved_tensors
-    partition, eps, activation, argument, centered, zero_masked, _ = ctx.settings
+    partition, _, activation, argument, centered, zero_masked, _ = ctx.settings
     need_x, need_w, need_b, need_r = ctx.needs_input_grad[:4]
     own_residual = need_r and (bool(activation) or zero_masked)
     dx, dweight, dbias, dresidual = torch.ops.evenly.normalize_backward(
@@ -206,8 +202,7 @@ def _normalize_backward(
         gradients = composed.backward(steps, *arguments, **options)
     wanted = (dx, affine, affine, dresidual)
     return tuple(  # type: ignore[return-value]
-        _fresh(t, x) if want and t is not None else x.new_empty(0)
-        for t, want in zip(gradients, wanted, strict=True)
+        _fresh(t, x) if want and t is not None else x.new_empty(0) for t, want in zip(gradients, wanted, strict=True)
     )
 
 

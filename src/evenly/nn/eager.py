@@ -31,6 +31,7 @@ class Normalize(torch.autograd.Function):
         call: Call,
         running: Running | None,
     ) -> Tensor:
+        """The output; saves what backward needs."""
         given = None if mean is None or rstd is None else Given(mean, rstd)
         saves = _saves(x, call, weight, bias, residual, mask, given is None, ctx.needs_input_grad)
         keep = saves == "input"
@@ -47,6 +48,7 @@ class Normalize(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of input, weight, bias and residual."""
         x, weight, bias, residual, mask, mean, rstd, saved, count_tensor = ctx.saved_tensors
         call: Call = ctx.call
         if ctx.saves == "restorable":
@@ -149,7 +151,9 @@ def _differentiate(
     inputs = [x, weight, bias, residual]
     # Aliases: a tensor used twice (x as its own residual) must get two gradients.
     aliases = [_alias(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=False)]
-    y = differentiable(aliases[0], call, *aliases[1:], mask, given, None)  # type: ignore[arg-type]
+    a_x, a_weight, a_bias, a_residual = aliases
+    assert a_x is not None
+    y = differentiable(a_x, call, a_weight, a_bias, a_residual, mask, given, None)
     wanted = [t for t, need in zip(aliases, needs, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))  # type: ignore[arg-type]
     return (*(next(gradients) if need else None for need in needs[:4]), None, None, None, None, None)

@@ -56,28 +56,34 @@ def instance_norm(
     x: Tensor, weight: Tensor | None, bias: Tensor | None, eps: float, running: Running | None, channel: int
 ) -> Tensor:
     """Instance norm by torch's operator."""
-    statistics = (None, None) if running is None else (running.mean, running.var)
+    mean, var = (None, None) if running is None else (running.mean, running.var)
     momentum = 0.0 if running is None else running.factor()
     assert isinstance(momentum, float)
-    y = F.instance_norm(x.movedim(channel, 1), *statistics, weight, bias, True, momentum, eps)
+    y = F.instance_norm(x.movedim(channel, 1), mean, var, weight, bias, True, momentum, eps)
     return y.movedim(1, channel)
 
 
-def group_norm(
-    x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, channel: int
-) -> Tensor:
+def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, channel: int) -> Tensor:
     """Group norm by torch's operator."""
     return F.group_norm(x.movedim(channel, 1), groups, weight, bias, eps).movedim(1, channel)
 
 
 def row_norm(
-    x: Tensor, shape: Sequence[int], weight: Tensor | None, bias: Tensor | None, eps: float, centered: bool
+    x: Tensor,
+    shape: Sequence[int],
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    centered: bool,
+    channel: int | None,
 ) -> Tensor:
     """Layer or RMS norm by torch's operator."""
-    shape = list(shape)
+    if channel is not None:
+        y = row_norm(x.movedim(channel, -1), shape, weight, bias, eps, centered, None)
+        return y.movedim(-1, channel)
     if centered:
-        return F.layer_norm(x, shape, weight, bias, eps)
-    y = F.rms_norm(x, shape, weight, eps)
+        return F.layer_norm(x, list(shape), weight, bias, eps)
+    y = F.rms_norm(x, list(shape), weight, eps)
     return y if bias is None else y + bias
 
 

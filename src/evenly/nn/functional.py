@@ -1,25 +1,43 @@
 """Functions with torch.nn.functional's signatures, and evenly's extras as keywords.
 
-Arguments are checked here, at the door; `evenly.nn.normalize` then chooses the path.
+What the layers do, without their state.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import wraps
+from typing import ParamSpec, TypeVar
 
-import torch
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_unary
 
 from evenly.backends.running import Running
-from evenly.core.activation import Activation
-from evenly.core.partition import Partition
 from evenly.core.running import ema
-from evenly.nn import check
-from evenly.nn.batch import Extras, batch
-from evenly.nn.layout import layout
-from evenly.nn.normalize import Call, normalize
+from evenly.nn import rows, samples
+from evenly.nn.batch import Extras, Small, batch, statistics_after
+from evenly.nn.fused import activation_of
+from evenly.nn.mask import lengths_to_mask as lengths_to_mask
+from evenly.nn.renorm import Renorm
+
+P = ParamSpec("P")
+R = TypeVar("R")
 
 
+def _overridable(function: Callable[P, R]) -> Callable[P, R]:
+    """Let tensor subclasses, torch-function modes and torch.fx have ``function`` as one call."""
+
+    @wraps(function)
+    def door(*args: P.args, **kwargs: P.kwargs) -> R:
+        input = args[0] if args else kwargs["input"]
+        if has_torch_function_unary(input):
+            return handle_torch_function(door, (input,), *args, **kwargs)
+        return function(*args, **kwargs)
+
+    return door
+
+
+@_overridable
 def batch_norm(
     input: Tensor,
     running_mean: Tensor | None,
@@ -36,8 +54,11 @@ def batch_norm(
     mask: Tensor | None = None,
     zero_masked: bool = False,
     ghosts: int = 1,
+    single: str = "error",
+    renorm: Renorm | None = None,
+    return_stats: bool = False,
     channel: int = 1,
-) -> Tensor:
+) -> Tensor | tuple[Tensor, Tensor, Tensor]:
     """Batch normalization: one mean and variance per channel, over samples and places.
 
     ``y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)``
@@ -62,10 +83,15 @@ def batch_norm(
             channel axis, ``(N,)``, or a shape that broadcasts to it.
         zero_masked: whether the output is 0 where the mask is 0.
         ghosts: into how many parts the samples are cut, each with statistics of its own.
+        single: what one value per channel in training means (see `evenly.BatchNorm`).
+        renorm: correction towards the running statistics (see `evenly.Renorm`).
+        return_stats: leave the running statistics as they are and return new ones instead, which
+            torch.func's transforms need.
         channel: the channel axis.
 
     Returns:
-        The output, of ``input``'s shape, type and memory format.
+        The output, of ``input``'s shape, type and memory format; with ``return_stats``
+        ``(output, running_mean, running_var)``.
 
     Raises:
         ValueError: eps, shapes or the mask do not fit, or there is one value per channel.
@@ -80,18 +106,29 @@ def batch_norm(
         tensor([[0.],
                 [1.]])
     """
-    if not training and (running_mean is None or running_var is None):
-        raise ValueError("Expected running_mean and running_var to be defined when training=False")
-    extras = Extras(Activation.of(activation, activation_args), residual, mask, zero_masked)
-    if not training:
-        assert running_mean is not None and running_var is not None
-        return batch(input, weight, bias, eps, extras, given=(running_mean, running_var), channel=channel)
-    running = None
-    if running_mean is not None and running_var is not None:
-        running = Running(running_mean, running_var, ema(momentum))
-    return batch(input, weight, bias, eps, extras, running=running, ghosts=ghosts, channel=channel)
+    if running_mean is None or running_var is None:
+        if not training or return_stats:
+            needs = "training=False" if not training else "return_stats=True"
+            raise ValueError(f"Expected running_mean and running_var to be defined when {needs}")
+        given, running = None, None
+    elif training:
+        given, running = None, Running(running_mean, running_var, ema(momentum))
+    else:
+        given, running = (running_mean, running_var), None
+    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
+    small = Small(single, ghosts, renorm)
+    if not return_stats:
+        return batch(input, weight, bias, eps, extras, given=given, running=running, small=small, channel=channel)
+    assert running_mean is not None and running_var is not None
+    y = batch(
+        input, weight, bias, eps, extras, given=given, running=running, writes=False, small=small, channel=channel
+    )
+    if running is None:
+        return y, running_mean, running_var
+    return y, *statistics_after(input, running, extras, small, channel)
 
 
+@_overridable
 def instance_norm(
     input: Tensor,
     running_mean: Tensor | None = None,
@@ -139,23 +176,18 @@ def instance_norm(
         <BLANKLINE>
                 [[-1.,  1.]]])
     """
-    extras = Extras(Activation.of(activation, activation_args), residual, mask, zero_masked)
+    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
+    has_statistics = running_mean is not None and running_var is not None
     if not use_input_stats:
-        if running_mean is None or running_var is None:
+        if not has_statistics:
             raise ValueError("Expected running_mean and running_var to be defined when use_input_stats=False")
+        assert running_mean is not None and running_var is not None
         return batch(input, weight, bias, eps, extras, given=(running_mean, running_var), channel=channel)
-    check.check_input(input)
-    channel = channel % input.ndim
-    check.check_spatial(input, channel)
-    check.check_channels(input, channel, ("weight", weight), ("bias", bias), ("running_mean", running_mean))
-    running = None
-    if running_mean is not None and running_var is not None:
-        running = Running(running_mean, running_var, ema(momentum))
-    x, shape, at, order = layout(input, channel, samples_first=True)
-    call = Call(Partition.of_instance(shape, at), eps, extras.activation, zero_masked=zero_masked)
-    return normalize(x, call, weight, bias, *extras.tensors(x, channel, order), running=running)
+    running = Running(running_mean, running_var, ema(momentum)) if has_statistics else None  # type: ignore[arg-type]
+    return samples.instance(input, weight, bias, eps, extras, running=running, channel=channel)
 
 
+@_overridable
 def group_norm(
     input: Tensor,
     num_groups: int,
@@ -195,20 +227,11 @@ def group_norm(
         >>> group_norm(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0.0)
         tensor([[-1.,  1., -1.,  1.]])
     """
-    if input.ndim < 2:
-        raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {input.ndim}")
-    extras = Extras(Activation.of(activation, activation_args), residual, mask, zero_masked)
-    check.check_input(input)
-    channel = channel % input.ndim
-    check.check_channels(input, channel, ("weight", weight), ("bias", bias))
-    x, shape, at, order = layout(input, channel, samples_first=True)
-    partition = Partition.of_group(shape, at, num_groups)
-    if partition.numel == partition.group:
-        raise ValueError(f"Expected more than 1 value per channel when training, got input size {input.shape}")
-    call = Call(partition, eps, extras.activation, zero_masked=zero_masked)
-    return normalize(x, call, weight, bias, *extras.tensors(x, channel, order))
+    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
+    return samples.group(input, num_groups, weight, bias, eps, extras, channel=channel)
 
 
+@_overridable
 def layer_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -219,6 +242,7 @@ def layer_norm(
     activation: str | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """Layer normalization: one mean and variance per row of the last axes.
 
@@ -229,6 +253,8 @@ def layer_norm(
         bias: shape ``normalized_shape``, or None for 0.
         eps: added to the variance.
         activation, activation_args, residual: as in `batch_norm`.
+        channel: an axis to normalise alone, ``normalized_shape`` being its size, e.g. 1 for the
+            channels of ``(N, C, H, W)``, without a permute; None: the last axes.
 
     Returns:
         The output, of ``input``'s shape and type.
@@ -246,10 +272,11 @@ def layer_norm(
         tensor([[-1.,  1.],
                 [-1.,  1.]])
     """
-    extras = Extras(Activation.of(activation, activation_args), residual)
-    return _rows(input, normalized_shape, weight, bias, eps, extras, "layer_norm", centered=True)
+    extras = Extras(activation_of(activation, tuple(activation_args)), residual)
+    return rows.layer(input, normalized_shape, weight, bias, eps, extras, channel)
 
 
+@_overridable
 def rms_norm(
     input: Tensor,
     normalized_shape: Sequence[int],
@@ -259,6 +286,7 @@ def rms_norm(
     activation: str | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
+    channel: int | None = None,
 ) -> Tensor:
     """RMS normalization: ``y = activation(weight * x / sqrt(mean(x**2) + eps) + residual)`` per row.
 
@@ -269,6 +297,8 @@ def rms_norm(
         eps: added to the mean square; None: the machine epsilon of the type computed in
             (float32's also for half precision, as torch).
         activation, activation_args, residual: as in `batch_norm`.
+        channel: an axis to normalise alone, ``normalized_shape`` being its size, e.g. 1 for the
+            channels of ``(N, C, H, W)``, without a permute; None: the last axes.
 
     Returns:
         The output, of ``input``'s shape and type.
@@ -285,57 +315,5 @@ def rms_norm(
         >>> rms_norm(torch.tensor([[3.0, 3.0]]), (2,), eps=0.0)
         tensor([[1., 1.]])
     """
-    if eps is None:
-        eps = torch.finfo(torch.float64 if input.dtype == torch.float64 else torch.float32).eps
-    extras = Extras(Activation.of(activation, activation_args), residual)
-    return _rows(input, normalized_shape, weight, None, eps, extras, "rms_norm", centered=False)
-
-
-def lengths_to_mask(lengths: Tensor, size: int | None = None) -> Tensor:
-    """A mask of shape ``(N, size)``, True at the first ``lengths[n]`` places of sample n.
-
-    Args:
-        lengths: shape ``(N,)``, integers from 0 to ``size``.
-        size: length of the padded sequences; None: the longest.
-
-    Returns:
-        Bool, shape ``(N, size)``.
-
-    Raises:
-        ValueError: a length is negative or exceeds ``size``.
-
-    Example:
-        >>> lengths_to_mask(torch.tensor([1, 3]), 3)
-        tensor([[ True, False, False],
-                [ True,  True,  True]])
-    """
-    if lengths.ndim != 1 or lengths.is_floating_point():
-        raise ValueError(
-            f"lengths must be integers of shape (N,), got {lengths.dtype} of shape {tuple(lengths.shape)}."
-        )
-    low, high = (int(lengths.min()), int(lengths.max())) if lengths.numel() else (0, 0)
-    size = high if size is None else size
-    if low < 0 or high > size:
-        raise ValueError(f"lengths must lie between 0 and size={size}, got {low} to {high}.")
-    return torch.arange(size, device=lengths.device) < lengths[:, None]
-
-
-def _rows(
-    input: Tensor,
-    normalized_shape: Sequence[int],
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    extras: Extras,
-    norm: str,
-    *,
-    centered: bool,
-) -> Tensor:
-    check.check_input(input)
-    check.check_rows(input, normalized_shape, norm)
-    check.check_row_affine(normalized_shape, ("weight", weight), ("bias", bias))
-    check.check_residual(input, extras.residual)
-    x = input.contiguous()
-    call = Call(Partition.of_layer(x.shape, len(normalized_shape)), eps, extras.activation, centered=centered)
-    flat = [None if v is None else v.reshape(-1) for v in (weight, bias)]
-    return normalize(x, call, *flat, extras.residual)
+    extras = Extras(activation_of(activation, tuple(activation_args)), residual)
+    return rows.rms(input, normalized_shape, weight, None, eps, extras, channel)

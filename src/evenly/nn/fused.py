@@ -6,7 +6,18 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evenly.core.activation import Activation
+from evenly.core.activation import IDENTITY, Activation
+
+
+def activation_of(name: str | None, args: tuple[float, ...] = ()) -> Activation:
+    """`Activation.of`, remembered: a layer asks at every call."""
+    known = _KNOWN.get((name, args))
+    if known is None:
+        known = _KNOWN[name, args] = Activation.of(name, args)
+    return known
+
+
+_KNOWN: dict[tuple[str | None, tuple[float, ...]], Activation] = {(None, ()): IDENTITY}
 
 
 class Fused:
@@ -20,13 +31,14 @@ class Fused:
     activation_args: tuple[float, ...] = ()
     weight_init: float = 1.0
     bias_init: float = 0.0
-    weight: Tensor | None
-    bias: Tensor | None
 
     def _set_activation(self, activation: str | None, activation_args: tuple[float, ...]) -> None:
         Activation.of(activation, activation_args)  # refuses at construction what would fail in forward
         self.activation = activation
         self.activation_args = tuple(activation_args)
+
+    def _activation(self) -> Activation:
+        return activation_of(self.activation, self.activation_args)
 
     def _set_affine(self, *, scale: bool, bias: bool, weight_init: float, bias_init: float) -> None:
         """Leave out weight or bias where not wanted, and start them elsewhere than at 1 and 0."""
@@ -40,9 +52,10 @@ class Fused:
 
     def _start_affine(self) -> None:
         """Weight and bias at their initial values, where these are not torch's."""
-        if self.weight is not None and self.weight_init != 1.0:
-            nn.init.constant_(self.weight, self.weight_init)
+        weight: Tensor | None = getattr(self, "weight", None)
         bias: Tensor | None = getattr(self, "bias", None)
+        if weight is not None and self.weight_init != 1.0:
+            nn.init.constant_(weight, self.weight_init)
         if bias is not None and self.bias_init != 0.0:
             nn.init.constant_(bias, self.bias_init)
 

@@ -1,10 +1,9 @@
-"""How a tensor lies in memory, and a mask beside it."""
+"""How a tensor lies in memory."""
 
 from __future__ import annotations
 
 from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
 from evenly.backends.reference import memory_order
@@ -46,58 +45,3 @@ def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
     if x.permute(order).is_contiguous() and (order[0] == 0 or not samples_first):
         return Layout(x, tuple(x.shape[a] for a in order), order.index(channel), order)
     return Layout(x.contiguous(), tuple(x.shape), channel, natural)
-
-
-def mask_in_memory(mask: Tensor, x: Tensor, channel: int, order: tuple[int, ...]) -> Tensor:
-    """The mask as weights of positions, flat, in ``x``'s memory order.
-
-    Args:
-        mask: bool (elements that count) or float (how much they count). ``mask.ndim == x.ndim``
-            broadcasts to ``x``; ``mask.ndim == x.ndim - 1`` is ``x``'s shape without the channel
-            axis; shape ``(N,)`` weighs samples.
-        x: the input.
-        channel: its channel axis.
-        order: its axes in memory order.
-
-    Returns:
-        ``numel / channels`` weights (``numel`` where the mask differs between channels).
-
-    Raises:
-        TypeError: the mask is neither bool nor float.
-        ValueError: its shape does not fit, or a weight is negative.
-    """
-    if mask.dtype != torch.bool and not mask.dtype.is_floating_point:
-        raise TypeError(
-            f"a mask is bool (what counts) or float (how much it counts), got {mask.dtype}; use mask.bool()."
-        )
-    places = [size for axis, size in enumerate(x.shape) if axis != channel]
-    if mask.ndim == 1 and x.ndim > 2 and mask.shape[0] == x.shape[0]:
-        mask = mask.reshape(-1, *(1 for _ in places[1:]))
-    if mask.ndim == x.ndim - 1:
-        mask = mask.unsqueeze(channel)
-    full = mask.ndim == x.ndim and mask.shape[channel] != 1
-    target = list(x.shape) if full else [1 if axis == channel else size for axis, size in enumerate(x.shape)]
-    try:
-        if mask.ndim != x.ndim:
-            raise RuntimeError
-        mask = mask.expand(target)
-    except RuntimeError:
-        raise ValueError(
-            f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(x.shape)} with channels on axis "
-            f"{channel}; give {tuple(places)} (without the channel axis), ({x.shape[0]},) for samples, "
-            "or a shape that broadcasts to the input."
-        ) from None
-    if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not mask.is_meta:
-        _refuse_negative(mask)
-    return mask.permute(order).reshape(-1)
-
-
-def _refuse_negative(mask: Tensor) -> None:
-    if torch._C._functorch.peek_interpreter_stack() is not None:
-        return  # a transform cannot look at values
-    if mask.device.type != "cpu":
-        torch._assert_async((mask >= 0).all(), "a mask's weights are frequencies and must not be negative.")
-    elif mask.numel() and not bool((mask >= 0).all()):
-        raise ValueError(
-            f"a mask's weights are frequencies and must not be negative or NaN, got a least weight of {mask.min().item():g}."
-        )

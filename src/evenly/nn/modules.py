@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.instancenorm import _InstanceNorm
 
-from evenly.nn import functional
+from evenly.nn import rows, samples
+from evenly.nn.batch import Extras
 from evenly.nn.fused import Fused
+from evenly.nn.traced import leaf, traced
 
 Device = torch.device | str | None
 Shape = int | list[int] | tuple[int, ...] | torch.Size
@@ -25,7 +26,10 @@ class LayerNorm(Fused, nn.LayerNorm):
         bias: whether there is a bias (with ``elementwise_affine``).
         device: of the parameters.
         dtype: of the parameters.
-        activation, activation_args: as in `evenly.BatchNorm`.
+        scale: whether there is a weight (with ``elementwise_affine``).
+        channel: an axis to normalise alone, ``normalized_shape`` being its size: 1 for the
+            channels of ``(N, C, H, W)``, without a permute. None: the last axes.
+        activation, activation_args, weight_init, bias_init: as in `evenly.BatchNorm`.
 
     Source:
         Ba, Kiros and Hinton, 2016, https://arxiv.org/abs/1607.06450
@@ -36,6 +40,8 @@ class LayerNorm(Fused, nn.LayerNorm):
         torch.Size([2, 5, 8])
     """
 
+    channel: int | None = None
+
     def __init__(
         self,
         normalized_shape: Shape,
@@ -45,21 +51,28 @@ class LayerNorm(Fused, nn.LayerNorm):
         device: Device = None,
         dtype: torch.dtype | None = None,
         *,
+        scale: bool = True,
         activation: str | None = None,
         activation_args: tuple[float, ...] = (),
+        channel: int | None = None,
+        weight_init: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)  # type: ignore[arg-type]
+        super().__init__(normalized_shape, eps, elementwise_affine, bias, device, dtype)
         self._set_activation(activation, activation_args)
+        self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
+        self.channel = channel
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normalised input; ``residual`` is added before the activation."""
-        return functional.layer_norm(
-            input, self.normalized_shape, self.weight, self.bias, self.eps, residual=residual, **self._fusion()
-        )
+        if traced(input):
+            return leaf(self, input, residual=residual)
+        extras = Extras(self._activation(), residual)
+        return rows.layer(input, self.normalized_shape, self.weight, self.bias, self.eps, extras, self.channel)
 
     def extra_repr(self) -> str:
-        """torch's, and the activation."""
-        return self._extra_repr(super().extra_repr())
+        """torch's, and evenly's extras where they are not at their defaults."""
+        return self._described(super().extra_repr(), "channel")
 
 
 class RMSNorm(Fused, nn.RMSNorm):
@@ -73,7 +86,11 @@ class RMSNorm(Fused, nn.RMSNorm):
         elementwise_affine: whether there is a weight.
         device: of the parameters.
         dtype: of the parameters.
-        activation, activation_args: as in `evenly.BatchNorm`.
+        zero_centered: whether the layer scales by ``1 + weight``, the weight starting from 0, so
+            that weight decay pulls the scale to 1.
+        channel: as in `LayerNorm`.
+        activation, activation_args, weight_init: as in `evenly.BatchNorm`; ``weight_init`` is what
+            the layer scales by at first, also where that is ``1 + weight``.
 
     Source:
         Zhang and Sennrich, 2019, https://arxiv.org/abs/1910.07467
@@ -83,6 +100,10 @@ class RMSNorm(Fused, nn.RMSNorm):
         >>> evenly.RMSNorm(8)(torch.randn(2, 5, 8)).shape
         torch.Size([2, 5, 8])
     """
+
+    bias: None = None
+    zero_centered: bool = False
+    channel: int | None = None
 
     def __init__(
         self,
@@ -94,19 +115,31 @@ class RMSNorm(Fused, nn.RMSNorm):
         *,
         activation: str | None = None,
         activation_args: tuple[float, ...] = (),
+        zero_centered: bool = False,
+        channel: int | None = None,
+        weight_init: float = 1.0,
     ) -> None:
-        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)  # type: ignore[arg-type]
+        super().__init__(normalized_shape, eps, elementwise_affine, device, dtype)
         self._set_activation(activation, activation_args)
+        self.weight_init, self.zero_centered, self.channel = weight_init, zero_centered, channel
+        self._start_affine()
 
     def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
         """The normalised input; ``residual`` is added before the activation."""
-        return functional.rms_norm(
-            input, self.normalized_shape, self.weight, self.eps, residual=residual, **self._fusion()
-        )
+        if traced(input):
+            return leaf(self, input, residual=residual)
+        extras = Extras(self._activation(), residual)
+        weight = self.weight + 1 if self.zero_centered and self.weight is not None else self.weight
+        return rows.rms(input, self.normalized_shape, weight, None, self.eps, extras, self.channel)
+
+    def _start_affine(self) -> None:
+        super()._start_affine()
+        if self.zero_centered and self.weight is not None:
+            nn.init.constant_(self.weight, self.weight_init - 1)
 
     def extra_repr(self) -> str:
-        """torch's, and the activation."""
-        return self._extra_repr(super().extra_repr())
+        """torch's, and evenly's extras where they are not at their defaults."""
+        return self._described(super().extra_repr(), "zero_centered", "channel")
 
 
 class GroupNorm(Fused, nn.GroupNorm):
@@ -122,7 +155,10 @@ class GroupNorm(Fused, nn.GroupNorm):
         device: of the parameters.
         dtype: of the parameters.
         bias: whether there is a bias (with ``affine``).
-        activation, activation_args: as in `evenly.BatchNorm`.
+        scale: whether there is a weight (with ``affine``).
+        zero_masked: whether the output is 0 where a mask is.
+        channel: the channel axis.
+        activation, activation_args, weight_init, bias_init: as in `evenly.BatchNorm`.
 
     Source:
         Wu and He, 2018, https://arxiv.org/abs/1803.08494
@@ -132,6 +168,9 @@ class GroupNorm(Fused, nn.GroupNorm):
         >>> evenly.GroupNorm(2, 6, activation="relu")(torch.randn(4, 6, 8, 8)).shape
         torch.Size([4, 6, 8, 8])
     """
+
+    zero_masked: bool = False
+    channel: int = 1
 
     def __init__(
         self,
@@ -143,82 +182,28 @@ class GroupNorm(Fused, nn.GroupNorm):
         dtype: torch.dtype | None = None,
         *,
         bias: bool = True,
+        scale: bool = True,
         activation: str | None = None,
         activation_args: tuple[float, ...] = (),
+        zero_masked: bool = False,
+        channel: int = 1,
+        weight_init: float = 1.0,
+        bias_init: float = 0.0,
     ) -> None:
-        super().__init__(num_groups, num_channels, eps, affine, device, dtype)  # type: ignore[arg-type]
-        if affine and not bias:
-            self.register_parameter("bias", None)
+        super().__init__(num_groups, num_channels, eps, affine, device, dtype)
         self._set_activation(activation, activation_args)
+        self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
+        self.zero_masked, self.channel = zero_masked, channel
 
     def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
         """The normalised input; ``residual`` is added before the activation, ``mask`` says what counts."""
-        return functional.group_norm(
-            input, self.num_groups, self.weight, self.bias, self.eps, residual=residual, mask=mask, **self._fusion()
-        )
-
-    def extra_repr(self) -> str:
-        """torch's, and the activation."""
-        return self._extra_repr(super().extra_repr())
-
-
-class _Instance(Fused, _InstanceNorm):
-    """What InstanceNorm1d, 2d and 3d share; torch's class of the rank brings the checks."""
-
-    def __init__(
-        self,
-        num_features: int,
-        eps: float = 1e-5,
-        momentum: float = 0.1,
-        affine: bool = False,
-        track_running_stats: bool = False,
-        device: Device = None,
-        dtype: torch.dtype | None = None,
-        *,
-        bias: bool = True,
-        activation: str | None = None,
-        activation_args: tuple[float, ...] = (),
-    ) -> None:
-        super().__init__(num_features, eps, momentum, affine, track_running_stats, device, dtype)  # type: ignore[arg-type]
-        if affine and not bias:
-            self.register_parameter("bias", None)
-        self._set_activation(activation, activation_args)
-
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The normalised input; ``residual`` is added before the activation, ``mask`` says what counts.
-
-        As torch's, it also takes one sample without the batch axis.
-        """
-        self._check_input_dim(input)
-        single = input.ndim == self._get_no_batch_dim()
-        x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
-        assert x is not None
-        y = functional.instance_norm(
-            x, self.running_mean, self.running_var, self.weight, self.bias,
-            self.training or not self.track_running_stats,
-            self.momentum if self.momentum is not None else 0.0, self.eps,
-            residual=residual, mask=mask, **self._fusion(),
+        if traced(input):
+            return leaf(self, input, residual=residual, mask=mask)
+        extras = Extras(self._activation(), residual, mask, self.zero_masked)
+        return samples.group(
+            input, self.num_groups, self.weight, self.bias, self.eps, extras, channel=self.channel
         )  # fmt: skip
-        return y[0] if single else y
 
     def extra_repr(self) -> str:
-        """torch's, and the activation."""
-        return self._extra_repr(super().extra_repr())
-
-
-class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
-    """Instance normalization of ``(N, C, L)`` or ``(C, L)``: one mean per sample and channel.
-
-    Example:
-        >>> import torch, evenly
-        >>> evenly.InstanceNorm1d(3)(torch.randn(2, 3, 5)).shape
-        torch.Size([2, 3, 5])
-    """
-
-
-class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
-    """Instance normalization of ``(N, C, H, W)`` or ``(C, H, W)``."""
-
-
-class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
-    """Instance normalization of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
+        """torch's, and evenly's extras where they are not at their defaults."""
+        return self._described(super().extra_repr(), "zero_masked", "channel")

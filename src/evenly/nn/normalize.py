@@ -107,7 +107,7 @@ def differentiable(
     """The same in differentiable torch operations: transforms, forward mode, subclasses, meta."""
     if residual is not None:
         residual = in_memory_order_of(x, residual)
-    if running is not None and not (may_write(running) and not _recomputing_eagerly()):
+    if running is not None and not may_write(running):
         running = None
     return forward(x, call, weight, bias, residual, mask, given, running, keep=False, steps=reference)[0]
 
@@ -116,7 +116,7 @@ def plain(*tensors: Tensor | None) -> bool:
     """Whether a backend may read these tensors' memory: no transform, mode, tangent, subclass or meta."""
     if (
         torch.compiler.is_compiling()
-        or torch._C._functorch.peek_interpreter_stack() is not None
+        or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     ):
@@ -132,32 +132,39 @@ _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 def transformed() -> bool:
     """Whether a torch.func transform is at work."""
-    return torch._C._functorch.peek_interpreter_stack() is not None
+    return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
+
+
+def enter(running: Running, moments: Moments) -> None:
+    """Enter statistics into the running ones, unless this forward must not: a recompute, a transform."""
+    if torch.compiler.is_compiling() and not transformed():
+        update(running, moments, live=torch.ops.evenly.counts(moments.mean))
+    elif may_write(running):
+        update(running, moments)
 
 
 def may_write(running: Running) -> bool:
-    """Whether statistics can be written under the torch.func transforms at work, if any.
+    """Whether this forward's statistics count, and can be written under the transforms at work, if any.
 
-    torch refuses in-place updates under ``grad``; under ``vmap`` a buffer must be batched to
-    take what is batched.
+    A checkpoint's recompute does not count. torch refuses in-place updates under ``grad``; under
+    ``vmap`` a buffer must be batched to take what is batched.
     """
     if not transformed():
-        return True
+        return torch.compiler.is_compiling() or not recomputing()
+    if torch.compiler.is_compiling():
+        return False  # the transforms' levels cannot be looked at from within a graph
     functorch = torch._C._functorch
     batched = all(functorch.is_batchedtensor(t) for t in (running.mean, running.var))
-    if batched and all(level.key() == functorch.TransformType.Vmap for level in functorch.get_interpreter_stack()):
+    levels = functorch.get_interpreter_stack() or []
+    if batched and all(level.key() == functorch.TransformType.Vmap for level in levels):
         return True
     warnings.warn(
         "running statistics are not updated under torch.func.grad, nor under vmap unless the buffers are batched; "
         "evenly.functional.batch_norm(..., return_stats=True) returns them.",
         UserWarning,
-        stacklevel=6,
+        stacklevel=2,
     )
     return False
-
-
-def _recomputing_eagerly() -> bool:
-    return not torch.compiler.is_compiling() and recomputing()
 
 
 def in_memory_order_of(x: Tensor, t: Tensor) -> Tensor:
@@ -199,8 +206,9 @@ def forward(
             x, call.partition, *given, weight, bias, residual, call.activation, zeroing=zeroing, keep=keep
         )
         return y, Moments(call.partition.count, given.mean, None), given.rstd, saved
-    # Kernels write the buffers for one batch; pooling micro-batches is Python beside them.
-    inside = None if running is None or running.pending is not None else running
+    # Kernels write the buffers for one batch; pooling micro-batches, and what a graph must see, is beside them.
+    beside = running is not None and (running.pending is not None or torch.compiler.is_compiling())
+    inside = None if beside else running
     options: dict[str, Any] = {
         "mask": mask, "zeroing": zeroing, "centered": call.centered, "keep": keep, "running": inside,
     }  # fmt: skip
@@ -210,6 +218,6 @@ def forward(
         y, moments, rstd, saved = composed.forward(steps, *arguments, **options, merge=merge)
     else:
         y, moments, rstd, saved = steps.forward(*arguments, **options)
-    if running is not None and inside is None:
-        update(running, moments)
+    if running is not None and beside:
+        enter(running, moments)
     return y, moments, rstd, saved

@@ -15,16 +15,16 @@ import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenly.nn import batchnorm, modules
+from evenly.nn import batchnorm, instancenorm, modules
 from evenly.tools import kinds, walk
 
 _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
     batchnorm.BatchNorm2d: nn.BatchNorm2d,
     batchnorm.BatchNorm3d: nn.BatchNorm3d,
-    modules.InstanceNorm1d: nn.InstanceNorm1d,
-    modules.InstanceNorm2d: nn.InstanceNorm2d,
-    modules.InstanceNorm3d: nn.InstanceNorm3d,
+    instancenorm.InstanceNorm1d: nn.InstanceNorm1d,
+    instancenorm.InstanceNorm2d: nn.InstanceNorm2d,
+    instancenorm.InstanceNorm3d: nn.InstanceNorm3d,
     modules.GroupNorm: nn.GroupNorm,
     modules.LayerNorm: nn.LayerNorm,
     modules.RMSNorm: nn.RMSNorm,

@@ -1,0 +1,121 @@
+"""Instance normalization as a layer, for each rank."""
+
+from __future__ import annotations
+
+import warnings
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.instancenorm import _InstanceNorm
+
+from evenly.backends.running import Running
+from evenly.core.running import ema
+from evenly.nn import lazy, samples
+from evenly.nn.batch import Extras, batch
+from evenly.nn.fused import Fused
+from evenly.nn.traced import leaf, traced
+from evenly.nn.tracked import Tracked
+
+
+class _Instance(Fused, Tracked, _InstanceNorm):
+    """Instance normalization: one mean and variance per sample and channel, over places.
+
+    ``y = activation(weight * (x - mean) / sqrt(var + eps) + bias + residual)``
+
+    Args:
+        num_features: number of channels C; None: taken from the first input.
+        eps: added to the variance.
+        momentum: weight of the new batch in the running statistics.
+        affine: whether there are weight and bias.
+        track_running_stats: whether running statistics are kept, and used in evaluation.
+        device: of parameters and buffers.
+        dtype: of the parameters; running statistics are float32, or float64 with float64.
+        bias: whether there is a bias (with ``affine``).
+        scale: whether there is a weight (with ``affine``).
+        activation, activation_args, zero_masked, weight_init, bias_init: as in `evenly.BatchNorm`.
+
+    Source:
+        Ulyanov, Vedaldi and Lempitsky, 2016, https://arxiv.org/abs/1607.08022
+    """
+
+    zero_masked: bool = False
+
+    def __init__(
+        self,
+        num_features: int | None,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        affine: bool = False,
+        track_running_stats: bool = False,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        bias: bool = True,
+        scale: bool = True,
+        activation: str | None = None,
+        activation_args: tuple[float, ...] = (),
+        zero_masked: bool = False,
+        weight_init: float = 1.0,
+        bias_init: float = 0.0,
+    ) -> None:
+        super().__init__(num_features or 0, eps, momentum, affine, track_running_stats, device, dtype)
+        self._set_activation(activation, activation_args)
+        self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
+        self.zero_masked = zero_masked
+        self._complete()
+        if num_features is None:
+            lazy.wait_for_input(self)
+
+    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+        """The normalised input; ``residual`` is added before the activation, ``mask`` says what counts.
+
+        As torch's, it also takes one sample without the batch axis.
+        """
+        if traced(input):
+            return leaf(self, input, residual=residual, mask=mask)
+        self._check_input_dim(input)
+        single = input.ndim == self._get_no_batch_dim()
+        x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
+        assert x is not None
+        y = self._normalized(x, Extras(self._activation(), residual, mask, self.zero_masked))
+        return y[0] if single else y
+
+    def _normalized(self, x: Tensor, extras: Extras) -> Tensor:
+        mean, var = self.running_mean, self.running_var
+        kept = mean is not None and var is not None
+        if not self.affine and not kept and x.shape[1] != self.num_features:
+            warnings.warn(
+                f"input has {x.shape[1]} channels, num_features={self.num_features}; without weights it is not used.",
+                stacklevel=3,
+            )
+        if kept and (self.frozen or not (self.training or not self.track_running_stats)):
+            assert mean is not None and var is not None
+            return batch(x, self.weight, self.bias, self.eps, extras, given=(mean, var))
+        running = None
+        if kept:
+            assert mean is not None and var is not None
+            average = ema(self.momentum if self.momentum is not None else 0.0)
+            running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
+        return samples.instance(x, self.weight, self.bias, self.eps, extras, running=running)
+
+    def extra_repr(self) -> str:
+        """torch's, and evenly's extras where they are not at their defaults."""
+        return self._described(super().extra_repr(), "zero_masked", "frozen")
+
+
+class InstanceNorm1d(_Instance, nn.InstanceNorm1d):
+    """Instance normalization of ``(N, C, L)`` or ``(C, L)``: one mean per sample and channel.
+
+    Example:
+        >>> import torch, evenly
+        >>> evenly.InstanceNorm1d(3)(torch.randn(2, 3, 5)).shape
+        torch.Size([2, 3, 5])
+    """
+
+
+class InstanceNorm2d(_Instance, nn.InstanceNorm2d):
+    """Instance normalization of ``(N, C, H, W)`` or ``(C, H, W)``."""
+
+
+class InstanceNorm3d(_Instance, nn.InstanceNorm3d):
+    """Instance normalization of ``(N, C, D, H, W)`` or ``(C, D, H, W)``."""
