@@ -17,7 +17,8 @@ from evenly.keras.activation import split
 from evenly.keras.statistics import renormalize, spread, update
 from evenly.nn import batch as nn_batch
 from evenly.nn import functional
-from evenly.nn.layout import layout, mask_in_memory
+from evenly.nn.layout import layout
+from evenly.nn.mask import mask_in_memory
 from evenly.nn.recompute import recomputing
 from evenly.nn.sync import Processes, processes
 
@@ -111,7 +112,7 @@ def _call(
     return nn_batch.batch(
         x, weight, bias, layer.epsilon, extras, channel=layer.axis,
         given=given, running=running, group=None if given else _group(layer, x),
-        single="pass",  # one value per channel gives beta, as in Keras
+        small=nn_batch.Small(single="pass"),  # one value per channel gives beta, as in Keras
     )  # fmt: skip
 
 

@@ -55,7 +55,8 @@ class Small(NamedTuple):
 
     Args:
         single: one value per channel: ``"error"``, ``"skip"`` (normalised to 0, not entered into the
-            running statistics) or ``"running"`` (normalised by the running statistics).
+            running statistics), ``"running"`` (normalised by the running statistics) or ``"pass"``
+            (as any other batch: for a part of one, and for Keras).
         ghosts: parts of the batch with statistics of their own; at most as many as there are
             samples, or pairs of samples where a sample has one value per channel.
         renorm: correction towards the running statistics, or None.
@@ -131,8 +132,8 @@ def _single(x: Tensor, policy: str, running: Running | None) -> tuple[tuple[Tens
     """What one value per channel is normalised by, and what it enters: nothing."""
     if policy == "running" and running is not None:
         return (running.mean, running.var), None
-    if policy == "skip":
-        return None, None
+    if policy in ("skip", "pass"):
+        return None, running if policy == "pass" else None
     raise check.one_value_error(x)
 
 
@@ -155,7 +156,7 @@ def _uneven(
     """Ghosts that do not divide the batch: as torch.tensor_split cuts, the first parts one sample longer."""
     outputs = []
     for part, these, parts in _parts(x, extras, ghosts, channel):
-        outputs.append(batch(part, weight, bias, eps, these, small=Small("skip", parts), channel=channel))
+        outputs.append(batch(part, weight, bias, eps, these, small=Small("pass", parts), channel=channel))
     if running is not None:
         enter(running, _sets(x, extras, ghosts, channel))
     return torch.cat(outputs)

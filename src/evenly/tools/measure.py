@@ -19,7 +19,8 @@ from torch import Tensor, nn
 from evenly import backends
 from evenly.core.moments import Moments
 from evenly.core.partition import Partition
-from evenly.nn.layout import layout, mask_in_memory
+from evenly.nn.layout import layout
+from evenly.nn.mask import mask_in_memory
 from evenly.tools import walk
 from evenly.tools.batches import Forward, feed, take
 
