@@ -68,6 +68,8 @@ def _examples(*lines: str) -> str:
     epilog=_examples(
         "evenly lab                  run the experiments, write the report",
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
+        "evenly xray FILE            what is wrong with a checkpoint's batch norms",
+        "evenly diagnose M:MODEL --data M:BATCHES    why eval() is worse than train(), and the mended file",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -191,6 +193,80 @@ def bench(
             residual=residual, warm=not only_cold, rounds=rounds, quick=quick, json_file=json_file, picture=picture,
         )  # fmt: skip
     bench_main.carry_out(plan)
+
+
+@main.command(
+    epilog=_examples(
+        "evenly xray model.safetensors",
+        "evenly xray lightning.ckpt --html card.html",
+        "evenly xray last.pt --strict            in CI: exit status 1 after a warning, too",
+    )
+)
+@click.argument("file", type=click.Path(exists=True, dir_okay=False))
+@click.option("--html", type=click.Path(dir_okay=False), help="Write a page.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the findings.")
+@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
+def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> int:
+    """Look at the batch norms of a checkpoint: no code is run, no data needed.
+
+    Reads safetensors and files of torch.save: state_dict, Lightning, timm, whole models. Tensors
+    only: nothing in the file is executed. Exit status 1 after an error.
+    """
+    from evenly.tools import command
+    from evenly.tools.xray import xray as look
+
+    with wrong_use():
+        diagnosis = look(file)
+    click.echo(diagnosis.table())
+    command.write(diagnosis, html, json_file)
+    return diagnosis.exit_status(strict=strict)
+
+
+@main.command(
+    epilog=_examples(
+        "evenly diagnose train:model --data train:loader",
+        "evenly diagnose train:build --data train:loader --weights last.ckpt --fix mended.ckpt",
+        "evenly diagnose train:build --data train:loader --weights last.ckpt --html card.html",
+    )
+)
+@click.argument("model", metavar="MODULE:MODEL")
+@click.option("--data", required=True, metavar="MODULE:BATCHES", help="Batches, or a function that returns them.")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Load this file first; tensors only.")
+@click.option("--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: accuracy.")
+@click.option("--limit", type=click.IntRange(1), default=16, show_default=True, help="Use at most so many batches.")
+@click.option("--fix", type=click.Path(dir_okay=False), metavar="OUT", help="Write the file, mended by the best trial.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Write a page.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write findings and trials.")
+@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
+def diagnose(
+    model: str, data: str, weights: str | None, loss: str | None, limit: int, fix: str | None, html: str | None,
+    json_file: str | None, strict: bool,
+) -> int:  # fmt: skip
+    """Say why a model evaluates worse than it trains, try the remedies, write the mended file.
+
+    MODULE:MODEL is a model, or a function or class that makes one. Exit status 1 after an error.
+    """
+    import shlex
+
+    from evenly.tools import checkpoint, command
+    from evenly.tools.diagnose import diagnose as examine
+
+    with wrong_use():
+        command.refuse_overwriting(fix, weights)
+        subject, batches = command.model_at(model), command.batches_at(data)
+        judge = None if loss is None else command.named(loss)
+        file = None if weights is None else checkpoint.read(weights)
+        keys = {} if file is None else command.load(subject, file)
+    diagnosis = examine(subject, batches, loss=judge, limit=limit, say=lambda line: click.echo(line, err=True))
+    diagnosis.source, diagnosis.checkpoint, diagnosis.keys = weights or model, file, keys
+    diagnosis.command = f"evenly {shlex.join(sys.argv[1:])}"
+    click.echo(diagnosis.table())
+    command.write(diagnosis, html, json_file)
+    if fix is not None:
+        with wrong_use():
+            trial = diagnosis.fix(fix)
+        click.echo(f"\nwrote {fix}: {trial.name}")
+    return diagnosis.exit_status(strict=strict)
 
 
 if __name__ == "__main__":

@@ -64,17 +64,18 @@ def _channels(channels: list[Channel]) -> Any:
     bars, curves = [], []
     for c in channels:
         name = f"channel {c.channel}"
-        bars += [
-            {"channel": name, "low": low, "high": high, "density": d}
-            for low, high, d in zip(c.edges[:-1], c.edges[1:], c.density, strict=True)
-        ]
+        bars += [{"channel": name, "low": low, "density": d} for low, d in zip(c.edges, (*c.density, 0.0), strict=True)]
         curves += _curve(name, c)
     rows = [{**row, "kind": "bar"} for row in bars] + [{**row, "kind": "line"} for row in curves]
     x = alt.X("low:Q", title="input of the norm")
-    filled = alt.Chart().transform_filter("datum.kind == 'bar'").mark_bar(color=_BLUE, opacity=0.55, binSpacing=0)
+    filled = (
+        alt.Chart()
+        .transform_filter("datum.kind == 'bar'")
+        .mark_area(color=_BLUE, opacity=0.55, interpolate="step-after")
+    )
     line = alt.Chart().transform_filter("datum.kind == 'line'").mark_line(color=_RED, strokeWidth=2.5)
     both = alt.layer(
-        filled.encode(x=x, x2="high:Q", y=alt.Y("density:Q", axis=None)),
+        filled.encode(x=x, y=alt.Y("density:Q", axis=None)),
         line.encode(x="x:Q", y=alt.Y("y:Q", axis=None)),
         data=alt.Data(values=rows),
     ).properties(width=240, height=150)
@@ -134,6 +135,9 @@ def _ranges(views: list[LayerView]) -> Any:
 
 def _plain(chart: Any) -> Any:
     """No frame, quiet axes."""
-    return chart.configure_view(stroke=None).configure_axis(
-        gridColor="#e8ecf0", domainColor=_GRAY, tickColor=_GRAY, labelColor="#1b1f24", titleColor=_GRAY
+    # The page's font may be wider than the one that labels were measured with.
+    return (
+        chart.properties(padding={"left": 40, "top": 5, "right": 5, "bottom": 5})
+        .configure_view(stroke=None)
+        .configure_axis(gridColor="#e8ecf0", domainColor=_GRAY, tickColor=_GRAY, labelColor="#1b1f24", titleColor=_GRAY)
     )

@@ -1,0 +1,101 @@
+"""What the commands `xray` and `diagnose` do: find the user's model, load its file, write what is asked."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Iterable, Mapping
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from evenly.tools.checkpoint import Checkpoint
+from evenly.tools.finding import Diagnosis
+
+
+def named(place: str) -> Any:
+    """The object at ``MODULE:NAME``; modules of the current folder are found as well.
+
+    Raises:
+        ValueError: the text has no colon, or the module no such name.
+        ImportError: there is no such module.
+    """
+    module, colon, name = place.partition(":")
+    if not colon or not module or not name:
+        raise ValueError(f"{place!r} names no object; write MODULE:NAME, such as train:model.")
+    if os.getcwd() not in sys.path:
+        sys.path.insert(0, os.getcwd())
+    found: Any = import_module(module)
+    for part in name.split("."):
+        if not hasattr(found, part):
+            raise ValueError(f"{module} has no {name!r}.")
+        found = getattr(found, part)
+    return found
+
+
+def model_at(place: str) -> nn.Module:
+    """The model at ``MODULE:NAME``, or what the function or class there returns."""
+    found = named(place)
+    if not isinstance(found, nn.Module) and callable(found):
+        found = found()
+    if not isinstance(found, nn.Module):
+        raise ValueError(f"{place} is {type(found).__name__}; it must be a torch.nn.Module, or return one.")
+    return found
+
+
+def batches_at(place: str) -> Iterable[Any]:
+    """The batches at ``MODULE:NAME``, or what the function there returns."""
+    found = named(place)
+    if not isinstance(found, Iterable) and callable(found):
+        found = found()
+    if not isinstance(found, Iterable):
+        raise ValueError(f"{place} is {type(found).__name__}; it must be an iterable of batches, or return one.")
+    return found
+
+
+def load(model: nn.Module, file: Checkpoint) -> Mapping[str, str]:
+    """Load a file into a model, whatever the file puts before each key.
+
+    Returns:
+        The file's key for each of the model's.
+
+    Raises:
+        ValueError: the file lacks a tensor of the model, or has it in another shape.
+    """
+    state = model.state_dict()
+    wanted = [key for key in state if not key.endswith("num_batches_tracked")]
+    prefixes = {key.removesuffix(wanted[0]) for key in file.tensors if key.endswith(wanted[0])} if wanted else {""}
+    for prefix in sorted(prefixes, key=len):
+        if all(prefix + key in file.tensors for key in wanted):
+            break
+    else:
+        missing = next((key for key in wanted if key not in file.tensors), wanted[0])
+        raise ValueError(f"{file.path.name} does not fit the model: it has no {missing!r}, nor with a prefix.")
+    keys = {key: prefix + key for key in state if prefix + key in file.tensors}
+    for key, theirs in keys.items():
+        if file.tensors[theirs].shape != state[key].shape:
+            shapes = tuple(file.tensors[theirs].shape), tuple(state[key].shape)
+            raise ValueError(f"{file.path.name} does not fit the model: {key} has shape {shapes[0]}, not {shapes[1]}.")
+    model.load_state_dict({key: file.tensors[theirs] for key, theirs in keys.items()}, strict=False)
+    return keys
+
+
+def write(diagnosis: Diagnosis, html: str | None, json: str | None) -> None:
+    """The page and the JSON file, where they are asked for."""
+    if json is not None:
+        diagnosis.to_json(json)
+    if html is not None:
+        diagnosis.to_html(html)
+
+
+def refuse_overwriting(out: str | None, *inputs: str | None) -> None:
+    """Refuse to write onto a file that is read.
+
+    Raises:
+        ValueError: ``out`` is one of the inputs.
+    """
+    for given in inputs:
+        if out is not None and given is not None and Path(out).exists() and Path(out).samefile(given):
+            raise ValueError(f"{out} is the file that is read; give the mended one another name.")
