@@ -166,6 +166,17 @@ def test_frozen_layers_stay():
     assert _same(before, model.state_dict())
 
 
+def test_counters_agree_afterwards_and_never_fall():
+    """A layer counted twice and one that is new count as the most trained one does."""
+    model = nets.trained("dense")
+    model[2].num_batches_tracked.fill_(401)
+    model[5].num_batches_tracked.fill_(0)
+
+    recalibrate(model, nets.batches(4))
+
+    assert [int(model[i].num_batches_tracked) for i in (2, 5)] == [404, 404]
+
+
 def test_after_weight_averaging():
     """It takes the place of update_bn: with equal batches the means agree."""
     model = AveragedModel(nets.trained("dense"))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
@@ -58,7 +58,7 @@ def recalibrate(
 
     Args:
         model: changed in place: only the running statistics and ``num_batches_tracked`` (the
-            calls measured).
+            calls measured, or a multiple of them where a counter stood higher).
         batches: an iterable of batches: a tensor, a tuple whose first item is the input, or a
             mapping of keywords.
         forward: ``forward(model, batch)`` for batches that need another call.
@@ -144,15 +144,29 @@ def set_statistics(
     """
     moves = []
     norms = walk.tracking(model)
+    passes = _passes(norms, pool)
     for name, moments in pool.moments.items():
         norm = norms[name]
         if (only is not None and name not in only) or is_frozen(norm):
             continue
-        moves.append(_set(name, norm, moments, pool.calls[name], blend))
+        moves.append(_set(name, norm, moments, blend))
+        counter = norm._buffers.get("num_batches_tracked")
+        if blend == 1 and counter is not None:
+            counter.fill_(passes * pool.calls[name])
     return moves
 
 
-def _set(name: str, norm: nn.Module, moments: Moments, calls: int, blend: float) -> Move:
+def _passes(norms: Mapping[str, nn.Module], pool: measure.Pool) -> int:
+    """How many times over the measured batches the most trained layer was trained, at least once.
+
+    Counters become this multiple of the calls measured: they agree between layers, and none falls
+    back to that of a model which has hardly begun.
+    """
+    counters = {name: norms[name]._buffers.get("num_batches_tracked") for name in pool.moments}
+    return max((-(-int(c) // pool.calls[name]) for name, c in counters.items() if c is not None), default=1) or 1
+
+
+def _set(name: str, norm: nn.Module, moments: Moments, blend: float) -> Move:
     mean, var = measure.running(norm)
     unbiased = getattr(norm, "unbiased", True)
     has_var = moments.count > (1 if unbiased else 0)
@@ -162,9 +176,6 @@ def _set(name: str, norm: nn.Module, moments: Moments, calls: int, blend: float)
     if blend != 1:
         new_mean, new_var = mean + blend * (new_mean - mean), var + blend * (new_var - var)
     measure.write(norm, new_mean, new_var)
-    counter = norm._buffers.get("num_batches_tracked")
-    if blend == 1 and counter is not None:
-        counter.fill_(calls)
     eps = getattr(norm, "eps", 1e-5)
     shift = ((new_mean - mean).abs() / (new_var + eps).sqrt()).median().item()
     return Move(name, shift, ((new_var + eps) / (var + eps)).median().item())

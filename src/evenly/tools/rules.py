@@ -93,7 +93,9 @@ def _unfinished(layers: list[Layer], tensors: Mapping[str, Tensor]) -> Iterator[
     def left(layer: Layer) -> float:
         if not layer.batches or layer.momentum is None or not 0 < layer.momentum < 1 or layer.untouched:
             return 0.0
-        return float((1 - layer.momentum) ** layer.batches)
+        rest = float((1 - layer.momentum) ** layer.batches)
+        # An average that began at 1 cannot be below its rest of 1: such a variance was set, not averaged.
+        return rest if not layer.usable or float(layer.var.min()) >= 0.99 * rest else 0.0
 
     bad = [layer for layer in layers if left(layer) > 0.05]
     if bad:
