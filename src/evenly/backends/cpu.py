@@ -299,7 +299,8 @@ def _call_backward(
         dy.data_ptr(), x.data_ptr(), _at(saved if bits is None else None), _at(bits), _at(weight), _at(bias),
         _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
         mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if isinstance(count, Tensor) else count,
-        _at(g), _at(gx), _at(dweight), _at(dbias), _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
+        _at(g), _at(gx), _at(dweight), _at(dbias), _at(dx), _at(dres), centered, measured,
+        sum_, input_, torch.get_num_threads(),
     )  # fmt: skip
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor
@@ -131,9 +131,10 @@ class Judge:
         with use_backend("reference"):
             match self.case.norm:
                 case "batch":
-                    return functional.batch_norm(
+                    y = functional.batch_norm(
                         x, None, None, weight, bias, True, 0.1, EPS, activation=activation, residual=residual
                     )
+                    return cast(Tensor, y)  # a tuple only with return_stats
                 case "instance":
                     return functional.instance_norm(
                         x, None, None, weight, bias, True, 0.1, EPS, activation=activation, residual=residual

@@ -65,6 +65,7 @@ def plan(
     for file in files:
         if file is not None and not file.absolute().parent.is_dir():
             raise ValueError(f"cannot write {file}: there is no folder {file.absolute().parent}.")
+        _refuse_unwritable(file)
     if files[1] is not None:
         pictures.check(files[1])
     settings = {
@@ -72,6 +73,16 @@ def plan(
         "residual": residual, "rounds": pace.rounds, "seconds": pace.seconds, "quick": quick,
     }  # fmt: skip
     return Plan(found, run.check_peers(peers), pace, warm and not quick, settings, files[0], files[1])
+
+
+def _refuse_unwritable(file: Path | None) -> None:
+    """Find out before measuring for minutes, by opening the file; what it holds stays."""
+    if file is None:
+        return
+    try:
+        file.open("ab").close()
+    except OSError as error:
+        raise ValueError(f"cannot write {file}: {error.strerror}.") from None
 
 
 def carry_out(plan: Plan, console: Console | None = None) -> results.Results:
