@@ -414,3 +414,32 @@ def test_nothing_leaks(two: Processes) -> None:
         assert tensors[1] == tensors[0]
         assert files[1] == files[0]
         assert memory[1] - memory[0] < 4096
+
+
+def needs_differ(rank: int) -> tuple[Tensor, Tensor]:
+    """Process 0 has a fixed input and a trained weight, process 1 the reverse; first, 1 runs under no_grad."""
+    layer = layer_of(True)
+    x = data("none", (4, 4))["x"].split(4)[rank]
+    with torch.set_grad_enabled(rank == 0):
+        y = layer(x).detach()
+    layer.requires_grad_(rank == 0)
+    x.requires_grad_(rank == 1)
+    leaf = layer.weight if rank == 0 else x
+    once, again = (
+        torch.autograd.grad(layer(x).square().sum(), leaf, create_graph=create_graph)[0].detach()
+        for create_graph in (False, True)
+    )
+    torch.testing.assert_close(once, again, **EXACT)
+    return y, once
+
+
+def test_needs_may_differ_between_processes(two: Processes) -> None:
+    """Messages match whether or not a process needs the input's gradient, or any."""
+    (y0, dweight), (y1, dx) = two.run(needs_differ)
+
+    layer, x = layer_of(False), data("none", (4, 4))["x"].requires_grad_()
+    y = layer(x)
+    torch.testing.assert_close(torch.cat([y0, y1]), y.detach(), **EXACT)
+    torch.testing.assert_close(dx, torch.autograd.grad(y.square().sum(), x, retain_graph=True)[0][4:], **EXACT)
+    first = torch.autograd.grad(y[:4].square().sum(), layer.weight)[0]
+    torch.testing.assert_close(dweight, first, **EXACT)

@@ -266,9 +266,11 @@ class SyncBatchNorm(BatchNorm):
         torch.Size([8, 3, 4, 4])
     """
 
+    sync: bool = True
+
     def __init__(
         self,
-        num_features: int,
+        num_features: int | None,
         eps: float = 1e-5,
         momentum: float | None = 0.1,
         affine: bool = True,
@@ -282,7 +284,3 @@ class SyncBatchNorm(BatchNorm):
             num_features, eps, momentum, affine, track_running_stats, device, dtype,
             sync=True, process_group=process_group, **extras,
         )  # fmt: skip
-
-    def extra_repr(self) -> str:
-        """`BatchNorm`'s; that it is synchronised its name says."""
-        return super().extra_repr().replace(", sync=True", "")

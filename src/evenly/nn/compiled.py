@@ -55,12 +55,12 @@ def _count(mask: Tensor | None, partition: Partition) -> int | Tensor:
 
 
 @torch.library.custom_op("evenly::counts", mutates_args=())
-def _counts(anchor: Tensor) -> Tensor:
+def counts(anchor: Tensor) -> Tensor:
     """False while activation checkpointing recomputes (0-d bool); ``anchor`` gives the device."""
     return torch.tensor(not recomputing(), device=anchor.device)
 
 
-@_counts.register_fake
+@counts.register_fake
 def _(anchor: Tensor) -> Tensor:
     return anchor.new_empty((), dtype=torch.bool)
 

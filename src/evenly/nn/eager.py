@@ -148,6 +148,8 @@ def _differentiate(
             residual = torch.zeros_like(x)
         else:
             residual = saved
+    if call.group is not None and given is None:  # other processes wait for this one's message on the way to x
+        needs = (True, *needs[1:])
     inputs = [x, weight, bias, residual]
     # Aliases: a tensor used twice (x as its own residual) must get two gradients.
     aliases = [_alias(t) if need and t is not None else t for t, need in zip(inputs, needs, strict=False)]

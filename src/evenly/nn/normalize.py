@@ -138,7 +138,9 @@ def transformed() -> bool:
 def enter(running: Running, moments: Moments) -> None:
     """Enter statistics into the running ones, unless this forward must not: a recompute, a transform."""
     if torch.compiler.is_compiling() and not transformed():
-        update(running, moments, live=torch.ops.evenly.counts(moments.mean))
+        from evenly.nn.compiled import counts
+
+        update(running, moments, live=counts(moments.mean))
     elif may_write(running):
         update(running, moments)
 
