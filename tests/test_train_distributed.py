@@ -10,7 +10,7 @@ from pathlib import Path
 
 import evenly
 
-SCRIPT = Path(__file__).parents[2] / "examples" / "train_distributed.py"
+SCRIPT = Path(__file__).parents[1] / "examples" / "train_distributed.py"
 
 
 def run(processes: int, *arguments: str) -> list[tuple[int, float, float]]:
