@@ -31,6 +31,7 @@ _HOME = {
     "pool_statistics": "tools.pool_statistics",
     "adapt": "tools.adapt",
     "xray": "tools.xray",
+    "watch": "tools.watch",
     "diagnose": "tools.diagnose",
     "Diagnosis": "tools.finding",
 }

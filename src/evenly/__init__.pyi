@@ -22,6 +22,7 @@ from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
 from evenly.tools.pool_statistics import pool_statistics as pool_statistics
 from evenly.tools.recalibrate import recalibrate as recalibrate
+from evenly.tools.watch import watch as watch
 from evenly.tools.xray import xray as xray
 from evenly.versions import show_versions as show_versions
 
