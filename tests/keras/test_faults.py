@@ -65,8 +65,9 @@ def test_large_constant_keeps_its_value_in_inference() -> None:
     np.testing.assert_allclose(ours, 1 / np.sqrt(0.011), rtol=1e-6)
 
 
+@pytest.mark.backend("torch", "jax")
 def test_mask_with_one_channel() -> None:
-    """With one channel Keras's masked statistics lose their axis (an error on torch); ours keep it."""
+    """With one channel Keras's masked statistics lose their axis, which is an error; ours keep it."""
     x, mask = array(4, 6, 1), np.arange(6) < np.array([[6], [2], [3], [5]])
     layer = Ours(momentum=0.0)
 
@@ -164,6 +165,7 @@ def test_float64() -> None:
     np.testing.assert_allclose(ours, expected, atol=1e-13)
 
 
+@pytest.mark.backend("torch", "jax")
 def test_synchronized_is_accepted() -> None:
     """Keras refuses synchronized=True outside TensorFlow; ours takes it, and alone in the world it changes nothing."""
     x = array(8, 3)

@@ -80,8 +80,9 @@ def renormalize(layer: Any, mean: Any, var: Any) -> tuple[Any, Any]:
     r = ops.clip(ops.sqrt(var + layer.epsilon) / stddev, clipping["rmin"], clipping["rmax"])
     d = ops.clip((mean - layer.renorm_mean) / stddev, -clipping["dmax"], clipping["dmax"])
     r, d = ops.stop_gradient(r), ops.stop_gradient(d)
-    scale, shift = (r, d) if layer.gamma is None else (r * layer.gamma, d * layer.gamma)
-    return scale, shift if layer.beta is None else shift + layer.beta
+    gamma, beta = (v if v is None else ops.cast(v, r.dtype) for v in (layer.gamma, layer.beta))
+    scale, shift = (r, d) if gamma is None else (r * gamma, d * gamma)
+    return scale, shift if beta is None else shift + beta
 
 
 def spread(mask: Any, x: Any, axis: int) -> Any:
@@ -105,5 +106,5 @@ def spread(mask: Any, x: Any, axis: int) -> Any:
             f"mask of shape {tuple(mask.shape)} does not fit input of shape {tuple(x.shape)} with channels on axis "
             f"{axis}; give the input's shape without that axis, (N,) for samples, or a shape that broadcasts to it."
         )
-    weights = mask if "float" in str(mask.dtype) else mask != 0
+    weights = mask if "float" in str(mask.dtype) else ops.cast(mask, "bool")
     return ops.cast(weights, x.dtype)
