@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple
 
-import torch
 from keras import ops
 from torch import Tensor
 
-from evenly import backends
 from evenly.backends.running import Running
-from evenly.core.partition import Partition
+from evenly.core.moments import Moments
 from evenly.core.running import ema
 from evenly.keras.activation import split
 from evenly.keras.statistics import renormalize, spread, update
-from evenly.nn import batch as nn_batch
 from evenly.nn import functional
-from evenly.nn.layout import layout
-from evenly.nn.mask import mask_in_memory
+from evenly.nn.batch import Extras, Small
+from evenly.nn.batch import batch as normalize
 from evenly.nn.recompute import recomputing
 from evenly.nn.sync import Processes, processes
 
@@ -37,14 +34,8 @@ def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Te
         mask = ops.convert_to_tensor(mask)
         mask = mask if mask.is_floating_point() else mask != 0
     fused, after = split(layer.activation)
-    extras = nn_batch.Extras(fused, None, mask, layer.zero_masked)
-    if not training:
-        given = (layer.moving_mean.value, layer.moving_variance.value)
-        y = _call(layer, x, _value(layer.gamma), _value(layer.beta), extras, given=given)
-    elif layer.renorm:
-        y = _renorm(layer, x, extras)
-    else:
-        y = _measured(layer, x, extras)
+    extras = Extras(fused, None, mask, layer.zero_masked)
+    y = _measured(layer, x, extras) if training else _given(layer, x, extras)
     if after is not None:
         y = after(y)
         if mask is not None and layer.zero_masked:
@@ -59,61 +50,50 @@ def group(layer: Any, inputs: Tensor) -> Tensor:
         layer: a built `evenly.keras.GroupNormalization`.
         inputs: shape ``(N, *)``; ``layer.axis`` holds the channels.
     """
-    x = _floating(inputs)
     fused, after = split(layer.activation)
     y = functional.group_norm(
-        x, layer.groups, _value(layer.gamma), _value(layer.beta), layer.epsilon,
+        _floating(inputs), layer.groups, _value(layer.gamma), _value(layer.beta), layer.epsilon,
         activation=fused.name, activation_args=(fused.arg,) if fused.kind.parameters else (), channel=layer.axis,
     )  # fmt: skip
     return y if after is None else after(y)
 
 
-def _measured(layer: Any, x: Tensor, extras: nn_batch.Extras) -> Tensor:
+def _given(layer: Any, x: Tensor, extras: Extras) -> Tensor:
+    given = (layer.moving_mean.value, layer.moving_variance.value)
+    weight, bias = _value(layer.gamma), _value(layer.beta)
+    return normalize(x, weight, bias, layer.epsilon, extras, given=given, channel=layer.axis)
+
+
+def _measured(layer: Any, x: Tensor, extras: Extras) -> Tensor:
     # Copies, assigned afterwards: in a stateless or symbolic scope Keras must see the update, not suffer it.
     mean, var = (v.value.detach().clone() for v in (layer.moving_mean, layer.moving_variance))
-    running = None if recomputing() else Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
-    y = _call(layer, x, _value(layer.gamma), _value(layer.beta), extras, running=running)
-    if running is not None:
+    running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
+    writes = not (layer.renorm or recomputing())
+    y = normalize(
+        x, _value(layer.gamma), _value(layer.beta), layer.epsilon, extras, running=running, writes=writes,
+        # One value per channel passes, to become beta, as in Keras.
+        small=Small("pass", renorm=_Corrections(layer) if layer.renorm else None),  # type: ignore[arg-type]  # see there
+        channel=layer.axis, group=_group(layer, x),
+    )  # fmt: skip
+    if writes:
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(var)
     return y
 
 
-def _renorm(layer: Any, x: Tensor, extras: nn_batch.Extras) -> Tensor:
-    # r and d depend on the moments and scale the output, so that the moments are taken before the kernels run.
-    count, mean, var = _moments(layer, x, extras.mask)
-    scale, shift = renormalize(layer, mean, var)
-    if not recomputing():
-        update(layer, count, mean, var)
-    return _call(layer, x, scale, shift, extras)
+class _Corrections(NamedTuple):
+    """Batch renormalization with Keras's statistics and bounds, in the place of `evenly.nn.renorm.Renorm`."""
 
+    layer: Any
 
-def _moments(layer: Any, x: Tensor, mask: Tensor | None) -> tuple[Any, Tensor, Tensor]:
-    with torch.no_grad():
-        channel = layer.axis % x.ndim
-        dense, shape, at, order = layout(x.detach(), channel)
-        weights = None if mask is None else mask_in_memory(mask, x, channel, order)
-        moments = backends.choose(x).moments(dense, Partition.of_batch(shape, at), weights)
-        group = _group(layer, x)
-        moments = moments if group is None else group.merge(moments)
-        count = moments.count[0] if isinstance(moments.count, Tensor) else moments.mean.new_tensor(moments.count)
-        return count, moments.mean[0], moments.var[0]
-
-
-def _call(
-    layer: Any,
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    extras: nn_batch.Extras,
-    given: tuple[Tensor, Tensor] | None = None,
-    running: Running | None = None,
-) -> Tensor:
-    return nn_batch.batch(
-        x, weight, bias, layer.epsilon, extras, channel=layer.axis,
-        given=given, running=running, group=None if given else _group(layer, x),
-        small=nn_batch.Small(single="pass"),  # one value per channel gives beta, as in Keras
-    )  # fmt: skip
+    def affine(self, moments: Moments, *_: object) -> tuple[Tensor, Tensor]:
+        """The weight and bias that apply the corrections; then the moments enter the layer's statistics."""
+        mean, var = moments.mean[0], moments.var[0]
+        count = moments.count[0] if isinstance(moments.count, Tensor) else mean.new_tensor(moments.count)
+        weight, bias = renormalize(self.layer, mean, var)
+        if not recomputing():
+            update(self.layer, count, mean, var)
+        return weight, bias
 
 
 def _group(layer: Any, x: Tensor) -> Processes | None:
