@@ -14,7 +14,7 @@ import pytest
 import evenly
 
 NAMES = {
-    "Renorm",
+    "Renorm", "timm_norm_act",
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
     "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     "functional", "convert", "revert", "show_versions", "use_backend",

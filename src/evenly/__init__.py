@@ -19,6 +19,7 @@ _HOME = {
     "InstanceNorm2d": "nn.instancenorm",
     "InstanceNorm3d": "nn.instancenorm",
     "Renorm": "nn.renorm",
+    "timm_norm_act": "nn.timm",
     "functional": "nn.functional",
     "keras": "keras",
     "show_versions": "versions",

@@ -341,7 +341,9 @@ def _slope(
     xhat_obgi = (_obgi(x, partition).to(mean.dtype) - mean[:, None, :, None]) * rstd[:, None, :, None]
     xhat_ncs = _ncs(xhat_obgi, partition)
     g_ncs = _ncs(_flat(dy), partition).to(mean.dtype)
-    if activation.name is not None:
+    if saved is not None and saved.dtype == torch.uint8:
+        g_ncs = g_ncs * _ncs(_flat(slope_of_bits(saved, x, activation)), partition).to(g_ncs.dtype)
+    elif activation.name is not None:
         z_ncs = _affine(xhat_ncs, weight, bias)
         if saved is not None:
             z_ncs = z_ncs + _ncs(_flat(saved), partition).to(z_ncs.dtype)

@@ -186,11 +186,7 @@ def _normalize_backward(
     shared, slope = Partition(*partition), Activation(activation or None, argument)
     steps: Any = backends.choose(x)
     dy = in_memory_order_of(x, dy)
-    saved = residual
-    if bits is not None and bits.numel():
-        saved = bits
-        if steps is reference:  # it knows no bits: take the slope first
-            dy, slope, saved = dy * reference.slope_of_bits(bits, x, slope), Activation(), None
+    saved = bits if bits is not None and bits.numel() else residual
     options: dict[str, Any] = {
         "mask": mask, "zeroing": mask if zero_masked else None, "centered": centered,
         "measured": measured, "dresidual": dresidual, "dx": dx, "affine": affine,
