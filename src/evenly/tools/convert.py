@@ -22,6 +22,7 @@ _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
     batchnorm.BatchNorm2d: nn.BatchNorm2d,
     batchnorm.BatchNorm3d: nn.BatchNorm3d,
+    batchnorm.SyncBatchNorm: nn.SyncBatchNorm,
     instancenorm.InstanceNorm1d: nn.InstanceNorm1d,
     instancenorm.InstanceNorm2d: nn.InstanceNorm2d,
     instancenorm.InstanceNorm3d: nn.InstanceNorm3d,
@@ -44,7 +45,8 @@ def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
         model: any module; a norm by itself too.
         norm: None keeps each norm's kind. Else every batch norm becomes ``"group:8"`` (groups),
             ``"group"`` (32 groups, or the largest divisor of the channels below), ``"layer"`` (one
-            group), ``"instance"`` (a group for each channel) or ``"ghost:8"`` (parts of the batch).
+            group), ``"instance"`` (a group for each channel), ``"ghost:8"`` (parts of the batch) or
+            ``"sync"`` (statistics shared by all processes; `revert` gives the layers back as they were).
 
     Returns:
         ``model`` itself.
@@ -139,6 +141,9 @@ def _statistics_to(module: _BatchNorm, dtype: torch.dtype) -> None:
 
 def _extras(ours: type[nn.Module]) -> dict[str, Any]:
     """What a class of ours takes beyond torch's, and the defaults under which it computes the same."""
+    if ours is batchnorm.SyncBatchNorm:  # torch's has a process group, too, and is always synchronised
+        extras = _extras(batchnorm.BatchNorm)
+        return {**{name: extras[name] for name in extras if name != "process_group"}, "sync": True}
     constructor: Callable[..., Any] = ours.__init__
     return {
         name: p.default

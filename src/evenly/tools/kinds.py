@@ -1,4 +1,4 @@
-"""From one kind of norm to another, reversibly: batch norm to group norm, to ghost batches, and back."""
+"""From one kind of norm to another, reversibly: to group norm, ghost batches, shared statistics, and back."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from typing import Any, NamedTuple, TypeGuard
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenly.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d
+from evenly.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from evenly.nn.modules import GroupNorm
 
-_KNOWN = '"group", "group:G", "layer", "instance", "ghost:K"'
+_KNOWN = '"group", "group:G", "layer", "instance", "ghost:K", "sync"'
 
 
 class Origin(NamedTuple):
@@ -50,7 +50,9 @@ def switch(norm: str, model: nn.Module) -> Callable[[nn.Module], None]:
                     _groups_of(module.num_channels, groups, name)
             return partial(_to_group, groups=groups)
         case "ghost" if colon:
-            return partial(_to_ghost, ghosts=int(number))
+            return partial(_to_batch, ghosts=int(number), sync=False)
+        case "sync":
+            return partial(_to_batch, ghosts=1, sync=True)
     raise ValueError(f"unknown norm {norm!r}; known are {_KNOWN}.")
 
 
@@ -84,16 +86,17 @@ def _to_group(module: nn.Module, groups: int | None) -> None:
     ours.update(settings, _origin=origin)
 
 
-def _to_ghost(module: nn.Module, ghosts: int) -> None:
+def _to_batch(module: nn.Module, **settings: int) -> None:
+    """Batch norm over parts of the batch, or over those of all processes."""
     restore(module)
     if _is_ours(module):
-        vars(module)["_origin"] = Origin(type(module), {"ghosts": module.ghosts}, (), {})
-        module.ghosts = ghosts
+        vars(module)["_origin"] = Origin(type(module), {name: getattr(module, name) for name in settings}, (), {})
+        vars(module).update(settings)
 
 
 def _is_ours(module: nn.Module) -> TypeGuard[BatchNorm]:
     """Whether a layer is exactly a batch norm of ours, and not somebody's subclass of it."""
-    return type(module) in (BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d)
+    return type(module) in (BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm)
 
 
 def _settings(module: nn.Module) -> list[str]:
