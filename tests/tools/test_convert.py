@@ -276,3 +276,34 @@ def test_a_model_without_norms_passes_silently() -> None:
         warnings.simplefilter("error")
         model = nn.Sequential(nn.Linear(2, 2))
         assert evenly.convert(model) is model
+
+
+@pytest.mark.parametrize(("norm", "setting"), [("sync", "sync"), ("frozen", "frozen")])
+def test_batch_norm_becomes_synchronised_or_frozen(norm: str, setting: str) -> None:
+    """A setting of our layer; its class, state and rank check stay, and revert takes it back."""
+    model = nn.Sequential(nn.BatchNorm2d(4))
+    keys = list(model.state_dict())
+    evenly.convert(model, norm=norm)
+
+    assert type(model[0]) is evenly.BatchNorm2d
+    assert getattr(model[0], setting) is True
+    assert list(model.state_dict()) == keys
+    model(torch.randn(2, 4, 3, 3))
+    assert int(model[0].num_batches_tracked) == (norm == "sync")
+    evenly.revert(model)
+    assert vars(model[0]).keys() == vars(nn.BatchNorm2d(4)).keys()
+
+
+def test_torchs_sync_norm_becomes_ours_and_plain() -> None:
+    """torch's SyncBatchNorm turns into ours, into a plain batch norm on request, and back."""
+    model = nn.Sequential(nn.SyncBatchNorm(4))
+    evenly.convert(model)
+    assert type(model[0]) is evenly.SyncBatchNorm
+    assert model[0].sync
+    model(torch.randn(2, 4, 3, 3))
+    evenly.convert(model, norm="batch")
+    assert type(model[0]) is evenly.BatchNorm
+    assert not model[0].sync
+    evenly.revert(model)
+    assert type(model[0]) is nn.SyncBatchNorm
+    assert vars(model[0]).keys() == vars(nn.SyncBatchNorm(4)).keys()

@@ -12,6 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.backends.running import Pending, Running
 from evenly.core import running as averages
+from evenly.core.activation import Activation
 from evenly.nn import check, lazy
 from evenly.nn.batch import Extras, Small, batch
 from evenly.nn.fused import Fused
@@ -148,19 +149,26 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         if num_features is None:
             lazy.wait_for_input(self)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> Tensor:
         """The normalised input.
 
         Args:
             input: shape ``(N, C, *)``.
             residual: added before the activation; ``input``'s shape.
             mask: which positions count, or how much (see `evenly.functional.batch_norm`).
+            activation: for this call, in place of the layer's own.
         """
         if traced(input):
-            return leaf(self, input, residual=residual, mask=mask)
+            return leaf(self, input, residual=residual, mask=mask, activation=activation)
         if self._checks_rank:
             self._check_input_dim(input)
-        extras = Extras(self._activation(), residual, mask, self.zero_masked)
+        extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
         given, running = self._statistics()
         return batch(
             input, self.weight, self.bias, self.eps, extras, given=given, running=running,

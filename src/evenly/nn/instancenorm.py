@@ -9,6 +9,7 @@ from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
 from evenly.backends.running import Running
+from evenly.core.activation import Activation
 from evenly.core.running import ema
 from evenly.nn import lazy, samples
 from evenly.nn.batch import Extras, batch
@@ -66,18 +67,24 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         if num_features is None:
             lazy.wait_for_input(self)
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> Tensor:
         """The normalised input; ``residual`` is added before the activation, ``mask`` says what counts.
 
         As torch's, it also takes one sample without the batch axis.
         """
         if traced(input):
-            return leaf(self, input, residual=residual, mask=mask)
+            return leaf(self, input, residual=residual, mask=mask, activation=activation)
         self._check_input_dim(input)
         single = input.ndim == self._get_no_batch_dim()
         x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
         assert x is not None
-        y = self._normalized(x, Extras(self._activation(), residual, mask, self.zero_masked))
+        y = self._normalized(x, Extras(self._activation(activation), residual, mask, self.zero_masked))
         return y[0] if single else y
 
     def _normalized(self, x: Tensor, extras: Extras) -> Tensor:

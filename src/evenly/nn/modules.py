@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from evenly.core.activation import Activation
 from evenly.nn import rows, samples
 from evenly.nn.batch import Extras
 from evenly.nn.fused import Fused
@@ -63,11 +64,11 @@ class LayerNorm(Fused, nn.LayerNorm):
         self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
         self.channel = channel
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The normalised input; ``residual`` is added before the activation."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+        """The normalised input; ``residual`` is added before the layer's activation, or this call's."""
         if traced(input):
-            return leaf(self, input, residual=residual)
-        extras = Extras(self._activation(), residual)
+            return leaf(self, input, residual=residual, activation=activation)
+        extras = Extras(self._activation(activation), residual)
         return rows.layer(input, self.normalized_shape, self.weight, self.bias, self.eps, extras, self.channel)
 
     def extra_repr(self) -> str:
@@ -124,11 +125,11 @@ class RMSNorm(Fused, nn.RMSNorm):
         self.weight_init, self.zero_centered, self.channel = weight_init, zero_centered, channel
         self._start_affine()
 
-    def forward(self, input: Tensor, residual: Tensor | None = None) -> Tensor:
-        """The normalised input; ``residual`` is added before the activation."""
+    def forward(self, input: Tensor, residual: Tensor | None = None, activation: Activation | None = None) -> Tensor:
+        """The normalised input; ``residual`` is added before the layer's activation, or this call's."""
         if traced(input):
-            return leaf(self, input, residual=residual)
-        extras = Extras(self._activation(), residual)
+            return leaf(self, input, residual=residual, activation=activation)
+        extras = Extras(self._activation(activation), residual)
         weight = self.weight + 1 if self.zero_centered and self.weight is not None else self.weight
         return rows.rms(input, self.normalized_shape, weight, None, self.eps, extras, self.channel)
 
@@ -195,11 +196,20 @@ class GroupNorm(Fused, nn.GroupNorm):
         self._set_affine(scale=scale, bias=bias, weight_init=weight_init, bias_init=bias_init)
         self.zero_masked, self.channel = zero_masked, channel
 
-    def forward(self, input: Tensor, residual: Tensor | None = None, mask: Tensor | None = None) -> Tensor:
-        """The normalised input; ``residual`` is added before the activation, ``mask`` says what counts."""
+    def forward(
+        self,
+        input: Tensor,
+        residual: Tensor | None = None,
+        mask: Tensor | None = None,
+        activation: Activation | None = None,
+    ) -> Tensor:
+        """The normalised input; ``residual`` is added before the layer's activation, or this call's.
+
+        ``mask`` says what counts.
+        """
         if traced(input):
-            return leaf(self, input, residual=residual, mask=mask)
-        extras = Extras(self._activation(), residual, mask, self.zero_masked)
+            return leaf(self, input, residual=residual, mask=mask, activation=activation)
+        extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
         return samples.group(
             input, self.num_groups, self.weight, self.bias, self.eps, extras, channel=self.channel
         )  # fmt: skip

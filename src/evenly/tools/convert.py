@@ -7,7 +7,6 @@ not touched, because nothing is rebuilt.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from inspect import Parameter, signature
 from typing import Any
 
@@ -16,7 +15,10 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.nn import batchnorm, instancenorm, modules
-from evenly.tools import kinds, walk
+from evenly.nn.tracked import Tracked, adopt
+from evenly.tools import fuse as fusing
+from evenly.tools import kinds, redundant, walk
+from evenly.tools.flow import Unreadable
 
 _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
@@ -31,22 +33,31 @@ _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     modules.RMSNorm: nn.RMSNorm,
 }
 _EVENLY_OF = {torchs: ours for ours, torchs in _TORCH_OF.items()}
-_STRUCTURE = {"bias", "scale"}  # extras of the constructor that show as a parameter that is None
+_OURS = (*_TORCH_OF, batchnorm.BatchNorm)
+# Extras of the constructor that show as a parameter that is None, or that only start a parameter.
+_NOT_SETTINGS = {"bias", "scale", "weight_init", "bias_init"}
 
 
-def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
+def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, drop_bias: bool = False) -> nn.Module:
     """Turn torch.nn's norms into evenly's, in place.
 
     Every layer computes what it computed before; parameters, buffers, state_dict keys, hooks,
-    sharing, device, type, ``training`` and ``requires_grad`` stay. Layers of a class of
-    somebody else (parametrized ones too) are left alone, and a warning names them.
+    sharing, device, type, ``training`` and ``requires_grad`` stay. What cannot be converted
+    (parametrized norms, classes of somebody else) or read is left alone, and a warning names it.
 
     Args:
         model: any module; a norm by itself too.
+        fuse: whether norms also take the activation and the residual that follow them, where the
+            data flow of the smallest block around them proves it. The block gets a generated
+            subclass of its class; where hooks or tracers look on, its own forward runs.
         norm: None keeps each norm's kind. Else every batch norm becomes ``"group:8"`` (groups),
             ``"group"`` (32 groups, or the largest divisor of the channels below), ``"layer"`` (one
-            group), ``"instance"`` (a group for each channel), ``"ghost:8"`` (parts of the batch) or
-            ``"sync"`` (statistics shared by all processes; `revert` gives the layers back as they were).
+            group), ``"instance"`` (a group for each channel), ``"ghost:8"`` (parts of the batch),
+            ``"sync"`` (statistics shared by processes), ``"frozen"`` (statistics fixed) or
+            ``"batch"`` (none of these).
+        drop_bias: whether to remove biases that a norm subtracts again: of a convolution or dense
+            layer that only a batch or instance norm reads (a dense layer's output taken to be
+            ``(N, C)``). Running means move along. This is not undone by `revert`.
 
     Returns:
         ``model`` itself.
@@ -56,18 +67,31 @@ def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
 
     Example:
         >>> from torch import nn
-        >>> convert(nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8)))[1]
-        BatchNorm2d(8, eps=1e-05, momentum=0.1, ...)
+        >>> model = nn.Sequential(nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ReLU())
+        >>> model = convert(model, fuse=True, drop_bias=True)
+        >>> type(model).__name__, model[0].bias, type(model[1]).__module__
+        ('FusedSequential', None, 'evenly.nn.batchnorm')
     """
     switch = None if norm is None else kinds.switch(norm, model)
-    left: list[str] = []
+    left: dict[str, str] = {}
     for name, module in model.named_modules():
         if type(module) in _EVENLY_OF:
-            _adopt(module, _EVENLY_OF[type(module)])
-        elif walk.is_norm(module) and type(module) not in _TORCH_OF and type(module) is not batchnorm.BatchNorm:
-            left.append(f"{name or 'the model'} ({_why_foreign(module)})")
+            adopt(module, _EVENLY_OF[type(module)])
+        elif walk.is_norm(module) and type(module) not in _OURS:
+            left[name] = _why_foreign(module)
         if switch is not None:
             switch(module)
+    fused = {block for block in model.modules() if fusing.fused_from(block) is not None}
+    for block in fused:
+        fusing.unfuse(block)
+    for name, block in walk.blocks(model):
+        try:
+            if drop_bias:
+                redundant.drop(block, model)
+            if fuse or block in fused:
+                fusing.fuse(block)
+        except Unreadable as reason:
+            left[name] = str(reason)
     _warn_of("convert", left)
     return model
 
@@ -75,9 +99,10 @@ def convert(model: nn.Module, *, norm: str | None = None) -> nn.Module:
 def revert(model: nn.Module) -> nn.Module:
     """Turn evenly's norms into torch.nn's, in place; what `convert` did is undone.
 
-    A layer that computes what torch.nn has no layer for (a fused activation, ghost batches, any
-    rank) is left alone, and a warning names it. Running statistics take the type of the weight,
-    because torch's half-precision layers expect that.
+    Fused blocks get their own class back, and switched norms their kind. A layer that computes
+    what torch.nn has no layer for (an activation of its own, ghost batches, any rank) is left
+    alone, and a warning names it. Running statistics take the type of the weight, because torch's
+    half-precision layers expect that.
 
     Args:
         model: any module; a norm by itself too.
@@ -91,65 +116,48 @@ def revert(model: nn.Module) -> nn.Module:
         >>> type(revert(convert(layer))) is nn.BatchNorm2d
         True
     """
-    left: list[str] = []
+    left: dict[str, str] = {}
     for name, module in model.named_modules():
+        fusing.unfuse(module)
         kinds.restore(module)
-        torchs = _TORCH_OF.get(type(module))
-        extras = _extras(type(module)) if torchs or type(module) is batchnorm.BatchNorm else {}
+        if type(module) not in _OURS:
+            continue
+        extras = _extras(type(module))
         changed = [f"{e}={getattr(module, e)!r}" for e, default in extras.items() if getattr(module, e) != default]
         if type(module) is batchnorm.BatchNorm:
             changed.append("any rank")
         if changed:
-            left.append(f"{name or 'the model'} ({', '.join(changed)})")
-        elif torchs is not None:
-            _give_back(module, torchs, extras)
+            left[name] = ", ".join(changed)
+        else:
+            _give_back(module, _TORCH_OF[type(module)], extras)
     _warn_of("revert", left)
     return model
 
 
-def _adopt(module: nn.Module, ours: type[nn.Module]) -> None:
-    """Make a torch layer ours: the class, the extras at their defaults, the counter of skipped batches."""
-    module.__class__ = ours
-    for name, default in _extras(ours).items():
-        if not hasattr(module, name):
-            setattr(module, name, default)
-    if isinstance(module, batchnorm.BatchNorm):
-        counter = module.num_batches_tracked
-        skipped = None if counter is None else torch.zeros_like(counter)
-        module.register_buffer("skipped_batches", skipped, persistent=False)
-        _statistics_to(module, torch.float32)
-
-
 def _give_back(module: nn.Module, torchs: type[nn.Module], extras: dict[str, Any]) -> None:
-    for name in extras:
+    for name in (*extras, "weight_init", "bias_init"):
         vars(module).pop(name, None)
-    if isinstance(module, batchnorm.BatchNorm):
-        del module.skipped_batches
-        if module.weight is not None:
-            _statistics_to(module, module.weight.dtype)
+    if isinstance(module, Tracked):
+        for name in module._non_persistent_buffers_set & module._buffers.keys():
+            del module._buffers[name]
+        module._non_persistent_buffers_set.clear()
+        weight = getattr(module, "weight", None)
+        if weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
+            for name in ("running_mean", "running_var"):
+                buffer = module._buffers[name]
+                module._buffers[name] = None if buffer is None else buffer.to(weight.dtype)
     module.__class__ = torchs
-
-
-def _statistics_to(module: _BatchNorm, dtype: torch.dtype) -> None:
-    """Between half precision (torch's layers want the weight's type) and float32 (ours)."""
-    half = (torch.float16, torch.bfloat16)
-    for name in ("running_mean", "running_var"):
-        buffer = module._buffers[name]
-        if buffer is not None and (buffer.dtype in half) != (dtype in half):
-            module._buffers[name] = buffer.to(dtype)
 
 
 def _extras(ours: type[nn.Module]) -> dict[str, Any]:
     """What a class of ours takes beyond torch's, and the defaults under which it computes the same."""
-    if ours is batchnorm.SyncBatchNorm:  # torch's has a process group, too, and is always synchronised
-        extras = _extras(batchnorm.BatchNorm)
-        return {**{name: extras[name] for name in extras if name != "process_group"}, "sync": True}
-    constructor: Callable[..., Any] = ours.__init__
-    return {
-        name: p.default
-        for name, p in signature(constructor).parameters.items()
-        if p.kind is Parameter.KEYWORD_ONLY and name not in _STRUCTURE
-    }
+    constructor: Any = batchnorm.BatchNorm.__init__ if issubclass(ours, _BatchNorm) else ours.__init__
+    names = [n for n, p in signature(constructor).parameters.items() if p.kind is Parameter.KEYWORD_ONLY]
+    if issubclass(ours, Tracked):
+        names.append("frozen")
+    if ours is batchnorm.SyncBatchNorm:
+        names.remove("process_group")  # torch's has it too
+    return {name: getattr(ours, name) for name in names if name not in _NOT_SETTINGS}
 
 
 def _why_foreign(module: nn.Module) -> str:
@@ -160,7 +168,8 @@ def _why_foreign(module: nn.Module) -> str:
     return f"{type(module).__module__}.{type(module).__qualname__}, not torch.nn's own class"
 
 
-def _warn_of(verb: str, left: list[str]) -> None:
+def _warn_of(verb: str, left: dict[str, str]) -> None:
     if left:
-        more = f" and {len(left) - 8} more" if len(left) > 8 else ""
-        warnings.warn(f"evenly.{verb} left as they are: {', '.join(left[:8])}{more}.", stacklevel=3)
+        named = [f"{name or 'the model'} ({reason})" for name, reason in left.items()]
+        more = f" and {len(named) - 8} more" if len(named) > 8 else ""
+        warnings.warn(f"evenly.{verb} left as they are: {', '.join(named[:8])}{more}.", stacklevel=3)

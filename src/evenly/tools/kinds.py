@@ -12,7 +12,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from evenly.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
 from evenly.nn.modules import GroupNorm
 
-_KNOWN = '"group", "group:G", "layer", "instance", "ghost:K", "sync"'
+_KNOWN = '"group", "group:G", "layer", "instance", "ghost:K", "sync", "frozen", "batch"'
 
 
 class Origin(NamedTuple):
@@ -50,9 +50,13 @@ def switch(norm: str, model: nn.Module) -> Callable[[nn.Module], None]:
                     _groups_of(module.num_channels, groups, name)
             return partial(_to_group, groups=groups)
         case "ghost" if colon:
-            return partial(_to_batch, ghosts=int(number), sync=False)
+            return partial(_to_batch, ghosts=int(number))
         case "sync":
-            return partial(_to_batch, ghosts=1, sync=True)
+            return partial(_to_batch, sync=True)
+        case "frozen":
+            return partial(_to_batch, frozen=True)
+        case "batch":
+            return _to_batch
     raise ValueError(f"unknown norm {norm!r}; known are {_KNOWN}.")
 
 
@@ -86,12 +90,20 @@ def _to_group(module: nn.Module, groups: int | None) -> None:
     ours.update(settings, _origin=origin)
 
 
-def _to_batch(module: nn.Module, **settings: int) -> None:
-    """Batch norm over parts of the batch, or over those of all processes."""
+def _to_batch(module: nn.Module, **settings: Any) -> None:
+    """A batch norm by itself, but for ``settings``; where a ``sync`` is not asked for, it ends."""
     restore(module)
-    if _is_ours(module):
-        vars(module)["_origin"] = Origin(type(module), {name: getattr(module, name) for name in settings}, (), {})
-        vars(module).update(settings)
+    if not _is_ours(module):
+        return
+    wanted = {"ghosts": 1, "sync": False, "frozen": False, **settings}
+    own = vars(module)
+    changed = {name: value for name, value in wanted.items() if getattr(module, name) != value}
+    removed = {name: own[name] for name in changed if name in own}
+    cls = type(module)
+    if cls is SyncBatchNorm and not wanted["sync"]:
+        module.__class__ = BatchNorm
+    if changed:
+        own.update(changed, _origin=Origin(cls, removed, tuple(changed), {}))
 
 
 def _is_ours(module: nn.Module) -> TypeGuard[BatchNorm]:

@@ -67,6 +67,25 @@ def places(model: nn.Module) -> Iterator[Place]:
                 yield Place(parent, attribute, f"{name}.{attribute}" if name else attribute, module)
 
 
+def blocks(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Every module whose forward may call a norm: the parents of norms, past containers that are never called."""
+    for name, block in list(model.named_modules()):
+        if not _is_container(block) and any(is_norm(child) for child in _callable_children(block)):
+            yield name, block
+
+
+def _is_container(module: nn.Module) -> bool:
+    return isinstance(module, (nn.ModuleList, nn.ModuleDict))
+
+
+def _callable_children(block: nn.Module) -> Iterator[nn.Module]:
+    for child in block.children():
+        if _is_container(child):
+            yield from _callable_children(child)
+        else:
+            yield child
+
+
 def replace(model: nn.Module, swap: Callable[[str, nn.Module], nn.Module]) -> nn.Module:
     """Put ``swap(name, module)`` where each module was, and return the model (itself, or its substitute).
 
