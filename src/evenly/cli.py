@@ -262,10 +262,10 @@ def diagnose(
     diagnosis.command = f"evenly {shlex.join(sys.argv[1:])}"
     click.echo(diagnosis.table())
     command.write(diagnosis, html, json_file)
-    if fix is not None:
-        with wrong_use():
-            trial = diagnosis.fix(fix)
-        click.echo(f"\nwrote {fix}: {trial.name}")
+    if fix is not None and diagnosis.best is None:
+        click.echo(f"\n{fix} is not written: nothing is lost that a file could restore.")
+    elif fix is not None:
+        click.echo(f"\nwrote {fix}: {diagnosis.fix(fix).name}")
     return diagnosis.exit_status(strict=strict)
 
 

@@ -42,8 +42,8 @@ class _Report:
             self.tell(f"{finding.level}: {finding.rule}: {finding.evidence}")
 
     def named(self) -> set[str]:
-        """The layers that an error or warning names."""
-        return {layer for f in self.findings if f.level != "note" for layer in f.layers}
+        """The layers whose fault an error or warning names already; the gap itself explains nothing."""
+        return {n for f in self.findings if f.level != "note" and f.rule != "train-eval-gap" for n in f.layers}
 
 
 def diagnose(
@@ -136,15 +136,15 @@ def _at_work(subject: Subject, given: list[Any], loss: scores.Loss | None, repor
         suspects = sorted(distances, key=distances.__getitem__, reverse=True)[:_SUSPECTS]
         single = trials.single_layers(bench, suspects)
     report.add(symptoms.gap(gap, single, distances))
-    report.add(symptoms.stale(distances, report.named() - _gap_layers(report)))
+    report.add(symptoms.stale(distances, report.named()))
     report.add(symptoms.small_batches(seen))
     report.add(symptoms.dropout(probe.with_dropout(subject, fit[:2]), _of(seen, 2)))
     report.add(symptoms.double_update(subject, given[0]))
     for trial in trials.remedies(bench):
         report.tell(f"tried: {trial.name}: {trial.score:.2f}")
         single.append(trial)
-    # Of equal scores the remedy that touches least comes first.
-    result.trials = sorted(single, key=lambda t: (-round(t.restored, 6), len(t.changes) or 10**6))
+    # Of equal scores the remedy that touches one layer comes first, then in the order tried.
+    result.trials = sorted(single, key=lambda t: (-round(t.restored, 6), not t.layers))
     stored = {layer.name: layer for layer in layers_of(subject.model.state_dict())}
     result.layers = [view(stored[name], d) for name, d in distances.items() if name in stored]
     result.channels = _channels(subject, fit, seen, _culprit(report.findings, distances))
@@ -173,10 +173,6 @@ def _of(seen: Observed, batches: int) -> measure.Pool:
         for m in moments[: batches * seen.calls[name]]:
             pool.add(name, m)
     return pool
-
-
-def _gap_layers(report: _Report) -> set[str]:
-    return {layer for f in report.findings if f.rule == "train-eval-gap" for layer in f.layers}
 
 
 def _culprit(findings: list[Finding], distances: Mapping[str, float]) -> str:

@@ -152,7 +152,9 @@ class Diagnosis:
 
     @property
     def best(self) -> Trial | None:
-        """The best trial that a file can hold, if it restores anything."""
+        """The best trial that a file can hold, if anything is lost and it restores some of that."""
+        if self.gap is None or not self.gap.unlike:
+            return None
         return next((t for t in self.trials if t.changes and t.restored > 0), None)
 
     def exit_status(self, *, strict: bool = False) -> int:

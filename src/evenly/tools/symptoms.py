@@ -160,14 +160,17 @@ def gap(found: Gap, single: list[Trial], distances: Mapping[str, float]) -> Iter
 
 
 def stale(distances: Mapping[str, float], named: set[str]) -> Iterator[Finding]:
-    """Running statistics far from those of the data, or data far from what the model was trained on."""
-    far = {name: d for name, d in distances.items() if d > FAR}
+    """Running statistics far from those of the data, or data far from what the model was trained on.
+
+    Layers that are ``named`` already, with the reason, are left out.
+    """
+    far = {name: d for name, d in distances.items() if d > FAR and name not in named}
     if not far:
         return
     first = next(iter(distances))
     worst = max(far, key=far.__getitem__)
     evidence = f"running statistics of {listed((worst,))} are {far[worst]:.2g} standard deviations from the data's."
-    if first in far and first not in named:
+    if first in far:
         yield Finding(
             "shifted-data", "warning", tuple(far), evidence + f" The first norm, {listed((first,))}, sees it.",
             "either the data given is not like the data of training (scale, channel order, preprocessing, camera), "
