@@ -42,7 +42,7 @@ check: $(VENV)/stamps/dev
 	$(bin)/ruff format --check .
 	$(bin)/ruff check .
 	$(bin)/mypy
-	$(bin)/lint-imports --no-timestamp
+	$(bin)/lint-imports
 	$(bin)/codespell
 	$(bin)/clang-format --dry-run -Werror $(wildcard csrc/*.hpp csrc/*.cpp csrc/*/*.cpp)
 	$(bin)/python docs/generate.py --check
