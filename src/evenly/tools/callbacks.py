@@ -75,12 +75,18 @@ def keras_callback(every: int = 10, html: str | None = None) -> Any:
         raise RuntimeError(
             f"keras runs on {name}; values can be watched on its torch backend: set KERAS_BACKEND=torch."
         )
+    return _keras_class(keras)(every, html)
+
+
+def _keras_class(keras: Any) -> Any:
+    """The callback's class; it can be written only once Keras is there."""
 
     class Watch(keras.callbacks.Callback):  # type: ignore[misc, name-defined]
         """`evenly.watch` around a fit."""
 
-        def __init__(self) -> None:
+        def __init__(self, every: int, html: str | None) -> None:
             super().__init__()
+            self._every, self._html = every, html
             self._recorder = Recorder()
             self.history_ = self._recorder.history
             self._looking, self._step = False, -1
@@ -107,7 +113,7 @@ def keras_callback(every: int = 10, html: str | None = None) -> Any:
         def on_train_batch_begin(self, batch: int, logs: Any = None) -> None:
             """A new step."""
             self._step += 1
-            self._looking = self._step % every == 0
+            self._looking = self._step % self._every == 0
 
         def on_train_batch_end(self, batch: int, logs: Any = None) -> None:
             """What was seen of it."""
@@ -120,10 +126,10 @@ def keras_callback(every: int = 10, html: str | None = None) -> Any:
             for layer in self._layers:
                 del layer.call
             self._layers.clear()
-            if html is not None:
-                self.history_.to_html(html)
+            if self._html is not None:
+                self.history_.to_html(self._html)
 
-    return Watch()
+    return Watch
 
 
 def _first(*names: str) -> Any:

@@ -155,7 +155,7 @@ def gap(found: Gap, single: list[Trial], distances: Mapping[str, float]) -> Iter
         f"{found.score} is {found.training:.1f} with batch statistics and {found.evaluation:.1f} with running "
         f"statistics{lead}.",
         "evaluation normalises with statistics that are not those of the data.",
-        "the best trial below; diagnose(...).fix(path) writes it.",
+        "the best trial below; --fix OUT, or diagnosis.fix(path), writes it.",
     )  # fmt: skip
 
 
