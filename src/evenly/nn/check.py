@@ -108,7 +108,7 @@ def check_row_affine(normalized_shape: Sequence[int], *vectors: tuple[str, Tenso
 
 def check_spatial(x: Tensor, channel: int) -> None:
     """Refuse instance norm over one element, as torch does."""
-    places = prod(size for axis, size in enumerate(x.shape) if axis not in (0, channel))
+    places = prod([size for axis, size in enumerate(x.shape) if axis not in (0, channel)])
     if places == 1:
         raise ValueError(f"Expected more than 1 spatial element when training, got input size {x.shape}")
 

@@ -39,17 +39,17 @@ def batch_norm(
         weight, bias = weight.float(), None if bias is None else bias.float()
     if x.dtype != torch.float64 and weight is None and bias is not None:
         weight, bias = torch.ones_like(bias, dtype=torch.float32), bias.float()
-    x = x.movedim(channel, 1)
+    x = _moved(x, channel, 1)
     if given is not None:
-        return F.batch_norm(x, *given, weight, bias, False, 0.0, eps).movedim(1, channel)
+        return _moved(F.batch_norm(x, *given, weight, bias, False, 0.0, eps), 1, channel)
     if running is None:
-        return F.batch_norm(x, None, None, weight, bias, True, 0.0, eps).movedim(1, channel)
+        return _moved(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), 1, channel)
     momentum = running.factor()
     if isinstance(momentum, Tensor) or running.pending is not None or not running.unbiased:
         return None
     if running.batches is not None:
         running.batches.add_(1)
-    return F.batch_norm(x, running.mean, running.var, weight, bias, True, momentum, eps).movedim(1, channel)
+    return _moved(F.batch_norm(x, running.mean, running.var, weight, bias, True, momentum, eps), 1, channel)
 
 
 def instance_norm(
@@ -59,13 +59,13 @@ def instance_norm(
     mean, var = (None, None) if running is None else (running.mean, running.var)
     momentum = 0.0 if running is None else running.factor()
     assert isinstance(momentum, float)
-    y = F.instance_norm(x.movedim(channel, 1), mean, var, weight, bias, True, momentum, eps)
-    return y.movedim(1, channel)
+    y = F.instance_norm(_moved(x, channel, 1), mean, var, weight, bias, True, momentum, eps)
+    return _moved(y, 1, channel)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor | None, bias: Tensor | None, eps: float, channel: int) -> Tensor:
     """Group norm by torch's operator."""
-    return F.group_norm(x.movedim(channel, 1), groups, weight, bias, eps).movedim(1, channel)
+    return _moved(F.group_norm(_moved(x, channel, 1), groups, weight, bias, eps), 1, channel)
 
 
 def row_norm(
@@ -79,12 +79,16 @@ def row_norm(
 ) -> Tensor:
     """Layer or RMS norm by torch's operator."""
     if channel is not None:
-        y = row_norm(x.movedim(channel, -1), shape, weight, bias, eps, centered, None)
-        return y.movedim(-1, channel)
+        y = row_norm(_moved(x, channel, -1), shape, weight, bias, eps, centered, None)
+        return _moved(y, -1, channel)
     if centered:
         return F.layer_norm(x, list(shape), weight, bias, eps)
     y = F.rms_norm(x, list(shape), weight, eps)
     return y if bias is None else y + bias
+
+
+def _moved(x: Tensor, source: int, target: int) -> Tensor:
+    return x if source == target else x.movedim(source, target)
 
 
 def finish(y: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:

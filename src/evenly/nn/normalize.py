@@ -87,7 +87,7 @@ def normalize(
             y: Tensor = Normalize.apply(x, weight, bias, residual, mask, mean, rstd, call, running)
             return y
         return forward(x, call, weight, bias, residual, mask, given, running, keep=False)[0]
-    if torch.compiler.is_compiling() and call.group is None and not transformed():
+    if _in_graph() and call.group is None:
         from evenly.nn.compiled import normalize_compiled
 
         return normalize_compiled(x, call, weight, bias, residual, mask, given, running)
@@ -130,6 +130,11 @@ def plain(*tensors: Tensor | None) -> bool:
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
+def _in_graph() -> bool:
+    """Whether torch.compile is building a graph, which may hold our operators (an exported one may not)."""
+    return torch.compiler.is_compiling() and not torch.compiler.is_exporting() and not transformed()
+
+
 def transformed() -> bool:
     """Whether a torch.func transform is at work."""
     return torch._C._functorch.get_dynamic_layer_stack_depth() > 0
@@ -137,7 +142,7 @@ def transformed() -> bool:
 
 def enter(running: Running, moments: Moments) -> None:
     """Enter statistics into the running ones, unless this forward must not: a recompute, a transform."""
-    if torch.compiler.is_compiling() and not transformed():
+    if _in_graph():
         from evenly.nn.compiled import counts
 
         update(running, moments, live=counts(moments.mean))

@@ -1,0 +1,79 @@
+"""Faults of torch's layers, measured today: when one of these fails, torch has mended it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+from torch.nn.utils import fusion
+
+import evenly
+
+
+def test_a_large_constant() -> None:
+    """Constant input 1e7: torch's x * a + b gives about -105 in place of 0."""
+    x = torch.full((4, 2, 3, 3), 1e7)
+
+    assert nn.BatchNorm2d(2)(x).abs().max() > 50
+    assert evenly.BatchNorm2d(2)(x).abs().max() == 0
+
+
+def test_a_large_constant_in_evaluation() -> None:
+    """The same with given statistics."""
+    torchs, ours = nn.BatchNorm2d(2).eval(), evenly.BatchNorm2d(2).eval()
+    for layer in (torchs, ours):
+        layer.running_mean.fill_(1e7)
+        layer.running_var.zero_()
+    x = torch.full((4, 2, 3, 3), 1e7)
+
+    assert torchs(x).abs().max() > 50
+    assert ours(x).abs().max() == 0
+
+
+def test_channels_last_accuracy() -> None:
+    """At mean 1e4 torch's channels-last kernel loses 7 to 58 times the accuracy of its own NCHW kernel."""
+    x = (torch.randn(8, 16, 28, 28) + 1e4).contiguous(memory_format=torch.channels_last)
+    exact = nn.BatchNorm2d(16, dtype=torch.float64)(x.double())
+
+    def error(layer: nn.Module) -> float:
+        return (layer(x).double() - exact).abs().max().item()
+
+    torchs = error(nn.BatchNorm2d(16))
+    ours = error(evenly.BatchNorm2d(16))
+    contiguous = (nn.BatchNorm2d(16)(x.contiguous()).double() - exact).abs().max().item()
+    assert torchs > 4 * contiguous
+    assert ours < 1.5 * contiguous
+
+
+def test_instance_norm_loses_channels_last() -> None:
+    """torch's output is contiguous whatever came in; ours keeps the format."""
+    x = torch.randn(2, 4, 5, 5).contiguous(memory_format=torch.channels_last)
+
+    assert not nn.InstanceNorm2d(4)(x).is_contiguous(memory_format=torch.channels_last)
+    assert evenly.InstanceNorm2d(4)(x).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_converters_drop_hooks() -> None:
+    """convert_sync_batchnorm rebuilds a layer that stands twice into two, without its hooks."""
+    norm = nn.BatchNorm1d(3)
+    norm.register_forward_hook(lambda *_: None)
+    converted = nn.SyncBatchNorm.convert_sync_batchnorm(nn.ModuleList([norm, norm]))
+
+    assert converted[0] is not converted[1]
+    assert not converted[0]._forward_hooks
+
+
+def test_fusing_a_norm_without_weights() -> None:
+    """torch's fuse_linear_bn crashes for affine=False."""
+    with pytest.raises((AttributeError, TypeError)):
+        fusion.fuse_linear_bn_eval(nn.Linear(3, 4).eval(), nn.BatchNorm1d(4, affine=False).eval())
+
+
+def test_mixed_half_parameters() -> None:
+    """torch refuses bfloat16 weights beside float32 statistics; ours is that layer after `.bfloat16()`."""
+    x = torch.randn(4, 3).bfloat16()
+    weight = torch.ones(3).bfloat16()
+    with pytest.raises(RuntimeError, match="type"):
+        nn.functional.batch_norm(x, torch.zeros(3), torch.ones(3), weight, weight, True)
+
+    assert evenly.BatchNorm1d(3).bfloat16()(x).dtype == torch.bfloat16
