@@ -59,8 +59,27 @@ def _peer(both: dict[str, float]) -> str:
     return f"{both['copies']:.2f}{slower}"
 
 
+def sync() -> str:
+    """One row for each committed measurement of what shared statistics cost."""
+    run = json.loads((ROOT / "benchmarks" / "results" / "sync.json").read_text("utf-8"))
+    lines = [
+        f"Milliseconds of forward and backward, {run['samples']} samples and one thread for each process, "
+        f"on {run['machine']['cores']} cores; medians of paired steps, and the quartiles of what sharing adds.",
+        "",
+        "| processes | step | plain | shared | added | quartiles |",
+        "|---|---|---:|---:|---:|---:|",
+    ]
+    for row in run["rows"]:
+        crowded = " (more than cores)" if row["over cores"] else ""
+        added = row["sync"] - row["plain"]
+        spread = f"{row['low']:.2f} to {row['high']:.2f}"
+        about = f"| {row['processes']}{crowded} | {row['case']}"
+        lines.append(f"{about} | {row['plain']:.2f} | {row['sync']:.2f} | {added:.2f} | {spread} |")
+    return "\n".join(lines)
+
+
 PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain}
-PARTS: dict[str, Callable[[], str]] = {"claims": claims, "bench": bench}
+PARTS: dict[str, Callable[[], str]] = {"claims": claims, "bench": bench, "sync": sync}
 
 
 def pages() -> dict[Path, str]:

@@ -118,33 +118,39 @@ def test_parts_equal_the_whole(two: Processes, three: Processes, cut: tuple[int,
     assert whole["num_batches_tracked"] == (0 if cut == (8, 0) and mask == "own all masked" else 1)
 
 
-AVERAGES = {
-    "ema": {},
-    "cumulative": {"momentum": None},
-    "debiased": {"average": "debiased"},
-    "biased": {"unbiased": False},
-}
+STATISTICS = {
+    "ema": {}, "cumulative": {"momentum": None}, "debiased": {"average": "debiased"}, "biased": {"unbiased": False},
+    "renorm": {"renorm": evenly.Renorm(1.5, 0.5)}, "accumulate": {"accumulate": 2},
+    "inplace": {"inplace": True, "activation": "leaky_relu"},
+}  # fmt: skip
+Steps = tuple[dict[str, Tensor], list[Tensor], list[Tensor]]
 
 
-def three_steps(rank: int, settings: dict[str, Any], sync: bool) -> tuple[dict[str, Tensor], str]:
-    """The buffers after three steps on parts of changing size, and the layer's description."""
+def three_steps(rank: int, settings: dict[str, Any], sync: bool) -> Steps:
+    """The buffers after three steps on parts of changing size; each step's output and input's gradient."""
     layer = layer_of(sync, **settings)
+    outputs, gradients = [], []
     for step, cut in enumerate(((2, 3), (0, 4), (5, 1))):
         x = torch.randn(sum(cut), C, 4, generator=torch.Generator().manual_seed(step), dtype=torch.float64) + step
-        layer(x.split(cut)[rank] if sync else x)
-    return {name: b.clone() for name, b in layer.named_buffers()}, repr(layer)
+        x = (x.split(cut)[rank] if sync else x).clone().requires_grad_()
+        y = layer(x)
+        gradients.append(torch.autograd.grad((y**3).sum(), x)[0])
+        outputs.append(y.detach())
+    return {name: b.clone() for name, b in layer.named_buffers()}, outputs, gradients
 
 
-@pytest.mark.parametrize("settings", AVERAGES.values(), ids=AVERAGES)
-def test_running_statistics_over_steps(two: Processes, settings: dict[str, Any]) -> None:
-    """After three uneven steps, under every average, both have the same bits, and the whole's values."""
-    (first, text), (second, _) = two.run(three_steps, settings, True)
+@pytest.mark.parametrize("settings", STATISTICS.values(), ids=STATISTICS)
+def test_three_uneven_steps(two: Processes, settings: dict[str, Any]) -> None:
+    """Under every average and policy both processes keep the same bits, and step by step the whole's values."""
+    (first, *tensors0), (second, *tensors1) = two.run(three_steps, settings, True)
 
-    whole, _ = three_steps(0, settings, False)
-    assert "sync=True" in text
+    whole, *tensors = three_steps(0, settings, False)
     for name, expected in whole.items():
         assert torch.equal(first[name], second[name])
         torch.testing.assert_close(first[name], expected, **EXACT)
+    for parts0, parts1, wholes in zip(tensors0, tensors1, tensors, strict=True):
+        for part0, part1, expected in zip(parts0, parts1, wholes, strict=True):
+            torch.testing.assert_close(torch.cat([part0, part1]), expected, rtol=1e-11, atol=1e-11)
 
 
 def two_layouts(rank: int) -> Tensor:
