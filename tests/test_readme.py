@@ -47,3 +47,14 @@ def test_links_lead_somewhere(page: Path) -> None:
     missing = [link for link in LINK.findall(prose) if not (page.parent / link).exists()]
 
     assert missing == []
+
+
+def test_every_page_can_be_reached() -> None:
+    """Each page of docs/ is linked from README or from docs/index.md."""
+    linked = {
+        (page.parent / link).resolve()
+        for page in (ROOT / "README.md", ROOT / "docs" / "index.md")
+        for link in LINK.findall(page.read_text("utf-8"))
+    }
+
+    assert sorted(set((ROOT / "docs").rglob("*.md")) - linked - {ROOT / "docs" / "index.md"}) == []
