@@ -66,29 +66,40 @@ def label(norm: str) -> str:
     return LABELS.get(norm, norm if norm not in COLORS else f"{norm} norm")
 
 
-def series(norms: Sequence[str], field: str = "norm") -> dict[str, Any]:
-    """Colour and dash encodings of ``field``, whose values are the labels of ``norms``."""
-    domain = [label(n) for n in norms]
+def series(names: Sequence[str], field: str = "norm") -> dict[str, Any]:
+    """Colour and dash encodings of ``field``: a norm keeps its own in every chart, other names take the next free."""
+    domain = [label(name) for name in names]
+    spare = [key for key in COLORS if key not in names]
+    looks = [name if name in COLORS else spare.pop(0) for name in names]
     return {
         "color": alt.Color(
-            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[COLORS[n] for n in norms]),
+            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[COLORS[n] for n in looks]),
             legend=alt.Legend(symbolType="stroke", symbolStrokeWidth=3, symbolOpacity=1),
         ),
         "strokeDash": alt.StrokeDash(
-            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[DASHES[n] for n in norms])
+            f"{field}:N", title=None, scale=alt.Scale(domain=domain, range=[DASHES[n] for n in looks])
         ),
     }  # fmt: skip
 
 
-def bands(
-    groups: Sequence[tuple[dict[str, Any], Sequence[float]]],
-) -> list[dict[str, Any]]:
-    """One record per group with ``value``, ``low``, ``high`` of its interval, cut to 0 and 1 as accuracy is."""
+def bands(groups: Sequence[tuple[dict[str, Any], Sequence[float]]], top: float | None = 1.0) -> list[dict[str, Any]]:
+    """One record per group with ``value``, ``low``, ``high`` of its interval.
+
+    Intervals are cut at 0 and at ``top``, between which the values must lie: 1 for accuracies.
+    """
     rows = []
     for keys, values in groups:
         interval = Interval.of(list(values))
         low, high = (interval.low, interval.high) if interval.seeds > 1 else (interval.value, interval.value)
-        rows.append({**keys, "value": interval.value, "low": max(low, 0), "high": min(high, 1), "seeds": len(values)})
+        rows.append(
+            {
+                **keys,
+                "value": interval.value,
+                "low": max(low, 0),
+                "high": high if top is None else min(high, top),
+                "seeds": len(values),
+            }
+        )
     return rows
 
 
@@ -101,6 +112,21 @@ def grouped(results: Results, field: str, value: Callable[[Any], float], **keys:
             if len(runs):
                 groups.append(({"norm": label(norm), field: x}, [value(r) for r in runs]))
     return bands(groups)
+
+
+def along(results: Results, name: str, value: str = "accuracy", top: float | None = 1.0) -> list[dict[str, Any]]:
+    """`bands` at each recorded step of one line of a chart, which is called ``name``."""
+    groups = [
+        ({"norm": label(name), "step": step}, [r.values[value][i] for r in results])
+        for i, step in enumerate(results[0].values["step"])
+    ]
+    return bands(groups, top)
+
+
+def steps_axis(*, log: bool = False) -> alt.X:
+    """Training steps."""
+    scale = alt.Scale(type="log", nice=False) if log else alt.Undefined
+    return alt.X("step:Q", title="training step", scale=scale, axis=alt.Axis(format="~s", tickCount=6))
 
 
 def curves(

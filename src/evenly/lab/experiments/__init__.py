@@ -4,8 +4,11 @@ from importlib import import_module
 
 from evenly.lab.experiment import Experiment
 
-# In the order of the report. The first four are the default run.
-NAMES = ("paper", "learning_rate", "initialization", "inference")
+# In the order of the report.
+NAMES = (
+    "paper", "convergence", "learning_rate", "initialization", "depth", "distributions", "placement", "bias",
+    "inference", "batch_size", "sequence", "sync", "family", "why", "explain",
+)  # fmt: skip
 DEFAULT = ("paper", "learning_rate", "initialization", "inference")
 
 EXPERIMENTS: dict[str, Experiment] = {

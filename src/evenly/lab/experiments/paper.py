@@ -81,13 +81,8 @@ def judge(results: Results) -> list[Verdict]:
 def charts(results: Results) -> list[plots.Chart]:
     """Accuracy against steps, and the three percentiles side by side."""
     norms = results.distinct("norm")
-    progress = plots.bands([
-        ({"norm": plots.label(norm), "step": step}, [r.values["accuracy"][i] for r in runs])
-        for norm in norms
-        for runs in [results.where(norm=norm)]
-        for i, step in enumerate(runs[0].values["step"])
-    ])  # fmt: skip
-    steps = alt.X("step:Q", title="training step", axis=alt.Axis(format="~s", tickCount=6))
+    progress = [row for norm in norms for row in plots.along(results.where(norm=norm), norm)]
+    steps = plots.steps_axis()
     accuracy_chart = plots.curves(progress, norms, steps, points=False)
     first = results.by_seed()[0]
     inputs = [
