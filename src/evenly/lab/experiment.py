@@ -72,6 +72,13 @@ class Results(Sequence[Result]):
         """The values that a field of the setting takes, in their order of appearance."""
         return list(dict.fromkeys(getattr(r.setting, name) for r in self.results))
 
+    def split(self, key: Callable[[Result], str]) -> dict[str, Results]:
+        """The results grouped by what ``key`` says of each, in their order of appearance."""
+        parts: dict[str, list[Result]] = {}
+        for result in self.results:
+            parts.setdefault(key(result), []).append(result)
+        return {name: Results(found) for name, found in parts.items()}
+
     def by_seed(self) -> list[Results]:
         """One `Results` per seed."""
         return [Results([r for r in self.results if r.seed == seed]) for seed in sorted({r.seed for r in self.results})]

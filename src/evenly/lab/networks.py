@@ -16,7 +16,7 @@ import evenly
 from evenly.lab.data import Dataset
 from evenly.lab.setting import Setting
 
-ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
+ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
 NORMS = ("none", "batch", "ghost", "layer", "group", "instance")
 

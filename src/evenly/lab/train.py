@@ -13,7 +13,7 @@ from evenly.lab.data import Dataset, Split
 from evenly.lab.networks import ACTIVATIONS, build
 from evenly.lab.setting import Setting
 
-ACTIVATION_TYPES = tuple(ACTIVATIONS[name] for name in ACTIVATIONS)
+ACTIVATION_TYPES = tuple(ACTIVATIONS.values())
 
 
 def batches(split: Split, size: int, seed: int) -> Iterator[Split]:
@@ -89,7 +89,7 @@ def activation_inputs(network: nn.Module, split: Split) -> list[Tensor]:
     hooks = [
         module.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
         for module in network.modules()
-        if isinstance(module, ACTIVATION_TYPES)  # type: ignore[arg-type]
+        if isinstance(module, ACTIVATION_TYPES)
     ]
     try:
         with evaluating(network):

@@ -70,9 +70,9 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="batch_size",
     question="How small may a batch be?",
-    how="A convolutional network of {depth} layers with {width} channels; batches of {batch} samples, each run sees the "
-    "same number of samples (but takes 40 steps at least), at a learning rate of 0.02 times the root of the batch size. "
-    "{seeds} seeds.",
+    how="A convolutional network of {depth} layers with {width} channels; batches of {batch} samples. Each run sees "
+    "the same number of samples (but takes 40 steps or more), at a learning rate of 0.02 times the root of the batch "
+    "size. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,

@@ -92,9 +92,9 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="convergence",
     question="Does it converge sooner?",
-    how="Three hidden layers of {width} units ({activation}), batches of {batch}, at most {steps} steps, at each of the "
-    "learning rates {rate}; of each network the rate that reaches the goal first counts. A goal not reached counts "
-    "as the whole budget, so ratios then are lower bounds. {seeds} seeds.",
+    how="Three hidden layers of {width} units ({activation}), batches of {batch}, at most {steps} steps, at each "
+    "of the learning rates {rate}; of each network the rate that reaches the goal first counts. A goal not reached "
+    "counts as the whole budget, so ratios then are lower bounds. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import altair as alt
@@ -54,6 +55,11 @@ def path(runs: Results, norm: str, layer: int) -> float:
     return float(sum(moved[layer] for moved in run.values["drift"]))
 
 
+def ratio(runs: Results, layer: int) -> float:
+    """The drift of a layer's inputs, plain over normalised."""
+    return path(runs, "none", layer) / path(runs, "batch", layer)
+
+
 def layers(results: Results) -> int:
     """How many layers were watched."""
     return len(results[0].values["drift"][0])
@@ -65,7 +71,7 @@ def judge(results: Results) -> list[Verdict]:
         at_least(
             f"What enters the activations of layer {layer + 1} drifts less with batch normalization",
             "distance drifted in standard deviations, plain over normalised",
-            results.interval(lambda runs, at=layer: path(runs, "none", at) / path(runs, "batch", at), "×"),
+            results.interval(partial(ratio, layer=layer), "×"),
             1.0,
         )
         for layer in range(layers(results))
@@ -100,7 +106,7 @@ def charts(results: Results) -> list[plots.Chart]:
         ),
         plots.Chart(
             "distributions_drift", "Drift per layer",
-            "Sum over the snapshots of the change of each unit's mean, in standard deviations; means and 95 % intervals.",
+            "Sum over the snapshots of the change of each unit's mean, in standard deviations, with 95 % intervals.",
             plots.curves(drift, norms, numbers, "distance drifted", domain=None, form="~g"),
         ),
     ]  # fmt: skip

@@ -88,8 +88,8 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="explain",
     question="What happens in one epoch, number by number?",
-    how="A network of three layers on 30 samples in batches of {batch}, {steps} steps, in float64; it has no randomness, so "
-    "the interval is over the six batches.",
+    how="A network of three layers on 30 samples in batches of {batch}, {steps} steps, in float64; it has no "
+    "randomness, so the interval is over the six batches.",
     settings=settings,
     measure=measure,
     judge=judge,

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 import altair as alt
 
 from evenly.lab import plots
@@ -46,8 +48,7 @@ def task(result: Result) -> str:
 def behind(runs: Results, norm: str) -> float:
     """How far a norm is behind the best of each task, where it is furthest behind."""
     gaps = []
-    for name in dict.fromkeys(task(r) for r in runs):
-        here = runs.where(lambda r, n=name: task(r) == n)
+    for here in runs.split(task).values():
         gaps.append(max(here.of("accuracy")) - here.where(norm=norm)[0].values["accuracy"])
     return float(max(gaps))
 
@@ -58,7 +59,7 @@ def judge(results: Results) -> list[Verdict]:
         at_least(
             f"{plots.label(norm).capitalize()} is two points or more behind the best in some task",
             "accuracy behind the best norm, in the task where it is furthest behind",
-            results.interval(lambda runs, norm=norm: behind(runs, norm), "points"),
+            results.interval(partial(behind, norm=norm), "points"),
             0.02,
         )
         for norm in EVERYWHERE
@@ -69,9 +70,9 @@ def charts(results: Results) -> list[plots.Chart]:
     """Final accuracy of each norm in each task."""
     rows = plots.bands([
         ({"norm": plots.label(norm), "task": name}, runs.of("accuracy"))
-        for name in dict.fromkeys(task(r) for r in results)
-        for norm in results.distinct("norm")
-        if len(runs := results.where(lambda r, n=name: task(r) == n, norm=norm))
+        for name, here in results.split(task).items()
+        for norm in here.distinct("norm")
+        for runs in [here.where(norm=norm)]
     ])  # fmt: skip
     look = plots.series(results.distinct("norm"))
     base = alt.Chart(alt.InlineData(values=rows)).encode(
@@ -92,8 +93,8 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="family",
     question="Which norm when?",
-    how="Four tasks: the digits with a convolutional network in batches of 64 and of 2, the breast cancer features on their "
-    "raw scales of 0.001 to 1000 with a dense network, and the vowels with a recurrent one; every norm where it "
+    how="Four tasks: the digits with a convolutional network in batches of 64 and of 2, the breast cancer features on "
+    "their raw scales of 0.001 to 1000 with a dense network, and the vowels with a recurrent one; every norm where it "
     "applies. {seeds} seeds.",
     settings=settings,
     measure=measure,

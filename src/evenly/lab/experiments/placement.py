@@ -72,8 +72,8 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="placement",
     question="Before or after the activation?",
-    how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} steps "
-    "at learning rate {rate}, batch norm before or after each activation. {seeds} seeds.",
+    how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} "
+    "steps at learning rate {rate}, batch norm before or after each activation. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,

@@ -36,7 +36,7 @@ def name_of(result: Result) -> str:
 
 def final(runs: Results, name: str) -> float:
     """The accuracy at the end."""
-    return float(runs.where(lambda r: name_of(r) == name)[0].values["accuracy"][-1])
+    return float(runs.split(name_of)[name][0].values["accuracy"][-1])
 
 
 def judge(results: Results) -> list[Verdict]:
@@ -59,9 +59,9 @@ def judge(results: Results) -> list[Verdict]:
 
 def charts(results: Results) -> list[plots.Chart]:
     """Accuracy against steps."""
-    names = list(dict.fromkeys(name_of(r) for r in results))
-    rows = [row for name in names for row in plots.along(results.where(lambda r, n=name: name_of(r) == n), name)]
-    chart = plots.curves(rows, names, plots.steps_axis(log=True), points=False)
+    lines = results.split(name_of)
+    rows = [row for name, runs in lines.items() for row in plots.along(runs, name)]
+    chart = plots.curves(rows, list(lines), plots.steps_axis(log=True), points=False)
     return [plots.Chart("sequence", "Vowels: test accuracy", "Means over seeds with 95 % intervals.", chart)]
 
 

@@ -68,8 +68,8 @@ EXPERIMENT = Experiment(
     name="sync",
     question="What does sharing statistics over processes bring?",
     how="A convolutional network, batches of {batch} spread over {ghosts} processes, each with statistics of its own "
-    "(ghost batches in one process: the same numbers), {steps} steps at learning rate {rate}. What sharing costs in time "
-    "depends on the network between the machines; benchmarks/sync.py measures it. {seeds} seeds.",
+    "(ghost batches in one process: the same numbers), {steps} steps at learning rate {rate}. What sharing costs in "
+    "time depends on the network between the machines; benchmarks/sync.py measures it. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
+import altair as alt
 import torch
 from torch import nn
 from torch.nn import functional as F
@@ -12,6 +14,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset, Split
 from evenly.lab.experiment import Experiment, Result, Results, Values
 from evenly.lab.judge import Verdict, at_least
+from evenly.lab.networks import Shift
 from evenly.lab.setting import Setting
 from evenly.lab.train import ACTIVATION_TYPES, accuracy, moments_of_progress, training
 
@@ -48,7 +51,8 @@ def measure(setting: Setting, seed: int, data: Dataset) -> Values:
 
 def last_inputs(network: nn.Module, split: Split) -> torch.Tensor:
     """What enters the last activation in training mode, with the shift of the moment."""
-    network, seen = copy.deepcopy(network).train(), []
+    network = copy.deepcopy(network).train()
+    seen: list[torch.Tensor] = []
     last = [m for m in network.modules() if isinstance(m, ACTIVATION_TYPES)][-1]
     last.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0].detach()))
     with torch.no_grad():
@@ -60,7 +64,7 @@ def turn(network: nn.Module, split: Split) -> float:
     """How much the gradient changes along itself: ``|g(w) - g(w - STRIDE g)| / |g(w)|``, over all weights."""
     network = copy.deepcopy(network).train()
     for module in network.modules():  # the smoothness of the loss, not of the noise
-        if hasattr(module, "size") and hasattr(module, "generator"):
+        if isinstance(module, Shift):
             module.size = 0.0
     here = _gradient(network, split)
     with torch.no_grad():
@@ -83,7 +87,7 @@ def name_of(result: Result) -> str:
 
 def of(runs: Results, name: str, value: str) -> list[float]:
     """A value along the way, of the one run with this name."""
-    return [float(v) for v in runs.where(lambda r: name_of(r) == name)[0].values[value]]
+    return [float(v) for v in runs.split(name_of)[name][0].values[value]]
 
 
 def mean(values: list[float]) -> float:
@@ -119,29 +123,25 @@ def judge(results: Results) -> list[Verdict]:
 
 def charts(results: Results) -> list[plots.Chart]:
     """Accuracy, movement and smoothness along the way."""
-    names = list(NAMES.values())
+    lines = results.split(name_of)
 
-    def chart(value: str, title: str, **options: object) -> object:
-        rows = [
-            row
-            for name in names
-            for row in plots.along(results.where(lambda r: name_of(r) == name), name, value, top=options.get("top", 1))
-        ]
-        shape = {"domain": None, "form": "~g"} if options else {}
-        return plots.curves(rows, names, plots.steps_axis(log=True), title, points=False, **shape)
+    def chart(value: str, title: str, *, share: bool = False) -> alt.LayerChart:
+        rows = [row for name, runs in lines.items() for row in plots.along(runs, name, value, top=1 if share else None)]
+        look: dict[str, Any] = {} if share else {"domain": None, "form": "~g"}
+        return plots.curves(rows, list(lines), plots.steps_axis(log=True), title, points=False, **look)
 
     caption = "Means over seeds with 95 % intervals."
     return [
-        plots.Chart("why_accuracy", "Test accuracy", caption, chart("accuracy", "test accuracy")),
+        plots.Chart("why_accuracy", "Test accuracy", caption, chart("accuracy", "test accuracy", share=True)),
         plots.Chart(
             "why_moved", "Movement of the last layer's inputs",
             "Change of each unit's mean from one step to the next, in standard deviations, on a fixed batch.",
-            chart("moved", "movement per step", top=None), half=True,
+            chart("moved", "movement per step"), half=True,
         ),
         plots.Chart(
             "why_turned", "Change of the gradient along itself",
             f"Relative change of the gradient a step of {STRIDE:g} along itself; lower is smoother.",
-            chart("turned", "relative change", top=None), half=True,
+            chart("turned", "relative change"), half=True,
         ),
     ]  # fmt: skip
 
@@ -149,9 +149,9 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="why",
     question="Does it work because inputs stop shifting?",
-    how="After Santurkar et al. (2018): each step multiplies what leaves a norm by a random 1 ± {shift} per unit and adds "
-    "as much. Three hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning rate {rate}. "
-    "{seeds} seeds.",
+    how="After Santurkar et al. (2018): each step multiplies what leaves a norm by a random 1 ± {shift} per unit and "
+    "adds as much. Three hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning "
+    "rate {rate}. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,
