@@ -18,7 +18,7 @@ from evenly.lab.setting import Setting
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {"sigmoid": nn.Sigmoid, "tanh": nn.Tanh, "relu": nn.ReLU}
 
-NORMS = ("none", "batch", "ghost", "layer", "group", "instance")
+NORMS = ("none", "batch", "ghost", "renorm", "layer", "group", "instance")
 
 
 def build(setting: Setting, data: Dataset, seed: int) -> nn.Module:
@@ -44,6 +44,8 @@ def norm(setting: Setting, channels: int, images: bool = False) -> nn.Module | N
         "none": lambda: None,
         "batch": lambda: batch(channels, **running),
         "ghost": lambda: batch(channels, ghosts=setting.ghosts, **running),
+        # The bounds open over the first quarter of the run, when the running statistics are not yet worth much.
+        "renorm": lambda: batch(channels, renorm=evenly.Renorm(3.0, 5.0, warmup=setting.steps // 4), **running),
         # The layer norm of images: one mean and variance per sample, weight and bias per channel.
         "layer": lambda: evenly.GroupNorm(1, channels) if images else evenly.LayerNorm(channels),
         "group": lambda: evenly.GroupNorm(_groups(channels), channels),

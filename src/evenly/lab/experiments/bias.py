@@ -79,12 +79,15 @@ def charts(results: Results) -> list[plots.Chart]:
         for step, ratio in zip(r.values["step"], r.values["ratio"], strict=True)
     ]
     look = plots.series(results.distinct("norm"))
-    chart = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=1.6).encode(
+    scale = alt.Scale(type="log", domainMin=1e-9, clamp=True)
+    axis = alt.Axis(format="~e", tickCount=6)
+    lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=1.6)
+    chart = lines.encode(
         x=plots.steps_axis(log=True),
-        y=alt.Y("ratio:Q", title="gradient of the bias over the weight's", scale=alt.Scale(type="log"),
-                axis=alt.Axis(format="~e", tickCount=6)),
-        detail="seed:N", **look,
-    )  # fmt: skip
+        y=alt.Y("ratio:Q", title="gradient of the bias over the weight's", scale=scale, axis=axis),
+        detail="seed:N",
+        **look,
+    )
     before, after = (results.where(norm="batch", bias=bias)[0].values["parameters"] for bias in (True, False))
     return [plots.Chart(
         "bias", "Gradient of the bias before the norm",
