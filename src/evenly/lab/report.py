@@ -153,13 +153,13 @@ def save_picture(chart: Chart, folder: Path) -> None:
 
 
 def _finite(spec: Any) -> Any:
-    """NaN and infinities of diverged runs as null, the only word JSON has for them."""
+    """Five digits of each number; NaN and infinities of diverged runs as null, the only word JSON has for them."""
     if isinstance(spec, dict):
         return {key: _finite(value) for key, value in spec.items()}
     if isinstance(spec, list):
         return [_finite(value) for value in spec]
     if isinstance(spec, float):
-        return round(spec, 6) if abs(spec) < 1e300 else None
+        return float(f"{spec:.5g}") if abs(spec) < 1e300 else None
     return spec
 
 

@@ -124,13 +124,13 @@ def histograms(runs: Results, norms: list[str]) -> alt.LayerChart:
         for layer, density in enumerate(step)
         for b, share in enumerate(density)
     ]  # fmt: skip
-    position = alt.param(name="position", value=0)
+    position = alt.param(name="position", value=len(runs[0].values["step"]) - 1)
     base = alt.Chart(alt.InlineData(values=rows)).transform_filter("datum.i == position").encode(
         x=alt.X("x:Q", title="input of the activation", scale=alt.Scale(domain=[-EDGE, EDGE])),
         y=alt.Y("layer:Q", title="layer", axis=alt.Axis(values=list(range(1, layers(runs) + 1)), format="d"),
                 scale=alt.Scale(domain=[1, layers(runs) + 1])),
         y2="top:Q",
-        color=plots.series(norms)["color"],
+        color=plots.series(norms)["color"].legend(symbolType="square"),
         detail="layer:N",
     )  # fmt: skip
     ridges = base.mark_area(opacity=0.45, interpolate="monotone").add_params(position)

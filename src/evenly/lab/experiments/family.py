@@ -19,7 +19,7 @@ EVERYWHERE = ("batch", "layer")  # the norms that run in every task
 def settings(full: bool) -> list[Setting]:
     """Pictures in large and small batches, a table of raw features, sequences; every norm where it applies."""
     k = 4 if full else 1
-    pictures = Setting(data="digits", network="convolutional", depth=2, width=16, rate=0.1, batch=64, steps=80 * k)
+    pictures = Setting(data="digits", network="convolutional", depth=2, width=16, rate=0.1, batch=64, steps=200 * k)
     tasks = {
         pictures: ("none", "batch", "layer", "group", "instance"),
         Setting(data="digits", network="convolutional", depth=2, width=16, rate=0.02, batch=2, steps=800 * k): (
@@ -29,7 +29,7 @@ def settings(full: bool) -> list[Setting]:
             "none", "batch", "layer", "group",
         ),
         Setting(data="vowels", network="recurrent", activation="tanh", depth=1, width=48, rate=0.3, batch=30,
-                steps=120 * k): ("none", "batch", "layer"),
+                steps=200 * k): ("none", "batch", "layer"),
     }  # fmt: skip
     return [Setting(**{**task.as_dict(), "norm": norm}) for task, norms in tasks.items() for norm in norms]
 

@@ -14,7 +14,7 @@ def settings(full: bool) -> list[Setting]:
     """No norm, layer norm, and batch norm with and without masks for the steps beyond a sequence's end."""
     return [
         Setting(data="vowels", network="recurrent", norm=norm, masked=masked, activation="tanh", depth=1, width=48,
-                rate=0.3, batch=30, steps=600 if full else 150)
+                rate=0.3, batch=30, steps=800 if full else 250)
         for norm, masked in (("none", True), ("layer", True), ("batch", True), ("batch", False))
     ]  # fmt: skip
 

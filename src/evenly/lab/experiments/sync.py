@@ -16,7 +16,7 @@ def settings(full: bool) -> list[Setting]:
     """One batch over 1 to 16 processes, each with statistics of its own: ghosts are exactly that, in one process."""
     return [
         Setting(network="convolutional", norm="ghost", ghosts=parts, depth=2, width=16, batch=BATCH, rate=0.1,
-                steps=600 if full else 120)
+                steps=800 if full else 250)
         for parts in ((1, 2, 4, 8, 16) if full else (1, 4, 16))
     ]  # fmt: skip
 

@@ -149,7 +149,7 @@ def charts(results: Results) -> list[plots.Chart]:
 EXPERIMENT = Experiment(
     name="why",
     question="Does it work because inputs stop shifting?",
-    how="After Santurkar et al. (2018): each step multiplies what leaves a norm by a random 1 ± {shift} per unit and "
+    how="After Santurkar et al. (2018): each step multiplies what leaves a norm by a random 1 ± 0.5 per unit and "
     "adds as much. Three hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning "
     "rate {rate}. {seeds} seeds.",
     settings=settings,
