@@ -87,10 +87,12 @@ class Report:
         return table
 
     def save(self, folder: Path) -> Path:
-        """Write ``report.html``, ``claims.json`` and the charts as PNG and SVG; return the page's path."""
+        """Write ``report.html``, the charts as PNG and SVG, claims and command as JSON; return the page's path."""
         path = folder / "report.html"
         path.write_text(self.to_html(), encoding="utf-8")
-        (folder / "claims.json").write_text(json.dumps(self.claims(), indent=1, ensure_ascii=False) + "\n")
+        about = {"command": self.command, "data": self.data}
+        for name, record in (("claims", self.claims()), ("lab", about)):
+            (folder / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
         pictures = folder / "charts"
         pictures.mkdir(exist_ok=True)
         for section in self.sections:

@@ -1,0 +1,122 @@
+"""Every experiment, run very short: it measures, judges, draws and says how."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from evenly.lab.data import load
+from evenly.lab.experiment import Result, Results
+from evenly.lab.experiments import DEFAULT, EXPERIMENTS, NAMES
+from evenly.lab.report import Section, _finite
+from evenly.lab.setting import Setting
+
+SHORT = 20  # steps
+
+
+def shortened(name: str) -> Results:
+    """Two seeds of each setting, at most twenty steps, small batches' long runs included."""
+    experiment = EXPERIMENTS[name]
+    found = []
+    for setting in experiment.settings(False):
+        setting = replace(setting, data="digits" if setting.data == "chosen" else setting.data)
+        setting = replace(setting, steps=min(setting.steps, SHORT), width=min(setting.width, 8))
+        for seed in (0, 1):
+            values = experiment.measure(setting, seed, load(setting.data))
+            found.append(Result(setting, seed, values))
+    return Results(found)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_short_run_goes_all_the_way(name: str) -> None:
+    """From settings to verdicts and charts that Vega-Lite's schema accepts, and a text without a gap."""
+    section = Section.of(EXPERIMENTS[name], shortened(name), rerun="evenly lab")
+
+    assert section.verdicts
+    assert section.charts
+    assert "{" not in section.how
+    assert len(section.seen()) == len(section.verdicts)
+    for chart in section.charts:
+        specification = _finite(chart.chart.to_dict())
+        assert specification["width"] == "container"
+        if chart.slider:
+            assert chart.slider.parameter in str(specification["params"])
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_quick_and_full_forms(name: str) -> None:
+    """No setting occurs twice, the full form has at least as many, and as many seeds."""
+    experiment = EXPERIMENTS[name]
+    quick, full = experiment.settings(False), experiment.settings(True)
+
+    assert len(set(quick)) == len(quick) <= len(full) == len(set(full))
+    assert experiment.seeds[0] <= experiment.seeds[1]
+    assert experiment.name == name
+    assert experiment.question.endswith("?")
+
+
+def test_the_default_is_known() -> None:
+    """The default run names experiments that exist."""
+    assert set(DEFAULT) <= set(NAMES)
+
+
+def runs(field: str, values: dict[tuple[str, float], object], key: str = "accuracy") -> Results:
+    """Made-up results of one seed: value by norm and field."""
+    return Results([Result(Setting(norm=norm, **{field: x}), 0, {key: v}) for (norm, x), v in values.items()])
+
+
+def test_learning_rate_band() -> None:
+    """The band is the longest unbroken run of rates that train, each standing for one step of the grid."""
+    from evenly.lab.experiments.learning_rate import band
+
+    accuracies = [0.95, 0.2, 0.91, 0.92, 0.9, 0.1]  # at 1e-3 … 1e2: three in a row, one decade each
+    made = runs("rate", {("batch", 10.0**i): a for i, a in zip(range(-3, 3), accuracies, strict=True)})
+
+    assert band(made) == pytest.approx(1000)
+    assert band(runs("rate", {("batch", 1.0): 0.1, ("batch", 10.0): 0.2})) == 1
+
+
+def test_paper_share_of_steps() -> None:
+    """The first step above the plain network's last accuracy, over its steps; twice all of them where there is none."""
+    from evenly.lab.experiments.paper import share_of_steps
+
+    def made(normed: list[float]) -> Results:
+        steps = [10, 20, 200]
+        return Results([
+            Result(Setting(norm=norm, steps=200), 0, {"step": steps, "accuracy": accuracy})
+            for norm, accuracy in (("none", [0.1, 0.2, 0.9]), ("batch", normed))
+        ])  # fmt: skip
+
+    assert share_of_steps(made([0.5, 0.91, 0.95])) == 0.1
+    assert share_of_steps(made([0.5, 0.9, 0.9])) == 2
+
+
+def test_depth_counts_from_the_shallow_end() -> None:
+    """A deep network that happens to train does not count where a shallower one did not."""
+    from evenly.lab.experiments.depth import deepest
+
+    assert deepest(runs("depth", {("none", 3): 0.95, ("none", 6): 0.5, ("none", 12): 0.95})) == 3
+    assert deepest(runs("depth", {("none", 3): 0.5})) == 1
+
+
+def test_convergence_takes_the_best_rate() -> None:
+    """The fewest steps over the rates; all of them where the goal is never reached."""
+    from evenly.lab.experiments.convergence import GOALS, steps_to
+
+    reached = {("none", 0.1): [None] * len(GOALS), ("none", 1.0): [5, 40, None]}
+    made = runs("rate", dict(reached), key="reached")
+
+    assert steps_to(made, 0.9) == 40
+    assert steps_to(made, 0.95) == Setting().steps
+
+
+def test_family_gap_is_the_worst_task() -> None:
+    """A norm's figure is how far it is behind the best in the task where it does worst."""
+    from evenly.lab.experiments.family import behind
+
+    table = {("digits", "batch"): 0.9, ("digits", "layer"): 0.8, ("vowels", "batch"): 0.3, ("vowels", "layer"): 0.7}
+    made = Results([Result(Setting(data=d, norm=n), 0, {"accuracy": a}) for (d, n), a in table.items()])
+
+    assert behind(made, "batch") == pytest.approx(0.4)
+    assert behind(made, "layer") == pytest.approx(0.1)
