@@ -73,7 +73,7 @@ $(VENV)/stamps/venv:
 # torch first and alone, then pinned: resolving it again could swap it for a build with CUDA.
 $(torch_stamp): $(VENV)/stamps/venv
 	$(pip) install --quiet "$(TORCH)"
-	$(pip) freeze | grep -i '^torch==' > $(VENV)/constraints.txt
+	$(bin)/python -c 'from importlib.metadata import version; print("torch==" + version("torch"))' > $(VENV)/constraints.txt
 	$(pip) install --quiet --constraint $(VENV)/constraints.txt "scikit-build-core>=0.11" "nanobind>=2.4" "cmake>=3.26" "ninja>=1.11"
 	rm -f $(VENV)/stamps/lab $(VENV)/stamps/dev $(VENV)/stamps/jax
 	touch $@
