@@ -13,10 +13,10 @@ import time
 from collections.abc import Iterator
 
 import torch
+from benchmarks.networks import resnet50
 from torch import nn
 
 import evenly
-from benchmarks.networks import resnet50
 
 
 def spoiled() -> nn.Module:
