@@ -69,7 +69,7 @@ def _examples(*lines: str) -> str:
         "evenly lab                  run the experiments, write the report",
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
-        "evenly diagnose M:MODEL --data M:BATCHES    why eval() is worse than train(), and the mended file",
+        "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -199,7 +199,7 @@ def bench(
     epilog=_examples(
         "evenly xray model.safetensors",
         "evenly xray lightning.ckpt --html card.html",
-        "evenly xray last.pt --strict            in CI: exit status 1 after a warning, too",
+        "evenly xray last.pt --strict          in CI: status 1 after a warning, too",
     )
 )
 @click.argument("file", type=click.Path(exists=True, dir_okay=False))
@@ -207,9 +207,9 @@ def bench(
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the findings.")
 @click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
 def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> int:
-    """Look at the batch norms of a checkpoint: no code is run, no data needed.
+    """Examine the batch norms of a checkpoint.
 
-    Reads safetensors and files of torch.save: state_dict, Lightning, timm, whole models. Tensors
+    No code of yours is run and no data needed. Reads safetensors and files of torch.save: state_dict, Lightning, timm, whole models. Tensors
     only: nothing in the file is executed. Exit status 1 after an error.
     """
     from evenly.tools import command
@@ -225,8 +225,8 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
 @main.command(
     epilog=_examples(
         "evenly diagnose train:model --data train:loader",
-        "evenly diagnose train:build --data train:loader --weights last.ckpt --fix mended.ckpt",
-        "evenly diagnose train:build --data train:loader --weights last.ckpt --html card.html",
+        "evenly diagnose train:build --data train:loader --weights a.ckpt --fix b.ckpt",
+        "evenly diagnose train:build --data train:loader --weights a.ckpt --html card.html",
     )
 )
 @click.argument("model", metavar="MODULE:MODEL")
@@ -242,8 +242,9 @@ def diagnose(
     model: str, data: str, weights: str | None, loss: str | None, limit: int, fix: str | None, html: str | None,
     json_file: str | None, strict: bool,
 ) -> int:  # fmt: skip
-    """Say why a model evaluates worse than it trains, try the remedies, write the mended file.
+    """Say why eval() is worse than train(), and mend it.
 
+    Remedies are tried on copies and ranked by what they restore; --fix writes the best.
     MODULE:MODEL is a model, or a function or class that makes one. Exit status 1 after an error.
     """
     import shlex
