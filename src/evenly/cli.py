@@ -209,8 +209,9 @@ def bench(
 def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> int:
     """Examine the batch norms of a checkpoint.
 
-    No code of yours is run and no data needed. Reads safetensors and files of torch.save: state_dict, Lightning, timm, whole models. Tensors
-    only: nothing in the file is executed. Exit status 1 after an error.
+    No code of yours is run, and no data is needed. Reads safetensors and files of torch.save:
+    state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Exit
+    status 1 after an error.
     """
     from evenly.tools import command
     from evenly.tools.xray import xray as look
@@ -225,8 +226,8 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
 @main.command(
     epilog=_examples(
         "evenly diagnose train:model --data train:loader",
-        "evenly diagnose train:build --data train:loader --weights a.ckpt --fix b.ckpt",
-        "evenly diagnose train:build --data train:loader --weights a.ckpt --html card.html",
+        "evenly diagnose train:build --data train:data --weights a.pt --fix b.pt",
+        "evenly diagnose train:build --data train:data --weights a.pt --html card.html",
     )
 )
 @click.argument("model", metavar="MODULE:MODEL")
