@@ -227,7 +227,7 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
     epilog=_examples(
         "evenly diagnose train:model --data train:loader",
         "evenly diagnose train:build --data train:data --weights a.pt --fix b.pt",
-        "evenly diagnose train:build --data train:data --weights a.pt --html card.html",
+        "evenly diagnose train:build --data train:data --weights a.pt --html a.html",
     )
 )
 @click.argument("model", metavar="MODULE:MODEL")
