@@ -23,7 +23,7 @@ from typing import Any
 
 _context = multiprocessing.get_context("forkserver")
 _context.set_forkserver_preload(["torch.distributed", "evenly.nn.batchnorm"])
-PATIENCE = 60.0  # seconds until a process that does not answer fails the test
+PATIENCE = 120.0  # seconds until a process that does not answer fails the test
 
 
 class Processes:
@@ -34,7 +34,7 @@ class Processes:
         timeout: seconds after which a collective gives up.
     """
 
-    def __init__(self, size: int, timeout: float = 30.0) -> None:
+    def __init__(self, size: int, timeout: float = 60.0) -> None:
         self._folder = tempfile.TemporaryDirectory()
         store = str(Path(self._folder.name, "store"))
         self._members = []
