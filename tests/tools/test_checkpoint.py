@@ -220,6 +220,23 @@ def test_other_files_are_refused_in_words(tmp_path, content):
         checkpoint.read(path)
 
 
+def test_compressed_and_scripted_archives_are_refused(tmp_path):
+    """An archive that cannot be replaced in place, and one that is a program, say what to do instead."""
+    torch.save({"a": torch.zeros(400)}, path := tmp_path / "model.pt")
+    packed = tmp_path / "packed.pt"
+    with zipfile.ZipFile(path) as old, zipfile.ZipFile(packed, "w", zipfile.ZIP_DEFLATED) as new:
+        for name in old.namelist():
+            new.writestr(name, old.read(name))
+    with zipfile.ZipFile(script := tmp_path / "script.pt", "w") as file:
+        file.writestr("m/data.pkl", b"")
+        file.writestr("m/constants.pkl", b"")
+
+    with pytest.raises(ValueError, match="compressed; save it again"):
+        checkpoint.read(packed)
+    with pytest.raises(ValueError, match=r"a program; save model\.state_dict"):
+        checkpoint.read(script)
+
+
 def test_damaged_tensors_are_refused(tmp_path):
     """A header that promises more than the bytes hold, and a storage larger than the file, raise."""
     save_file({"a": torch.zeros(4)}, path := tmp_path / "model.safetensors")

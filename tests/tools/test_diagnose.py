@@ -137,6 +137,8 @@ def test_statistics_of_nan_are_found_and_cured(tmp_path):
     assert diagnosis.gap.evaluation == 0
     assert {"non-finite", "train-eval-gap"} <= _rules(diagnosis).keys()
     assert diagnosis.best.name == "recalibrate all"
+    diagnosis.to_json(tmp_path / "d.json")
+    assert json.loads((tmp_path / "d.json").read_text())["layers"][0]["distance"] is None
     diagnosis.fix(out := tmp_path / "mended.pt")
     model.load_state_dict(torch.load(out))
     assert diagnose(model, nets.batches(8)).worst is None
@@ -309,7 +311,7 @@ def test_dropping_a_bias_changes_nothing():
     diagnosis = diagnose(model, nets.batches(4))
 
     trial = next(t for t in diagnosis.trials if t.name.startswith("drop the bias"))
-    assert "before 1 norms (32 numbers)" in trial.name
+    assert "before 1 norm (32 numbers)" in trial.name
     assert trial.restored == 0
     assert set(trial.changes) == {"1.bias", "2.running_mean"}
     assert not trial.changes["1.bias"].any()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -173,19 +174,21 @@ class Diagnosis:
         return "\n\n".join(blocks)
 
     def to_dict(self) -> dict[str, Any]:
-        """Findings, trials and gap as plain values."""
+        """Findings, trials and gap as plain values; what is not finite is None."""
         trials = [
             {k: v for k, v in vars(t).items() if k != "changes"} | {"writable": bool(t.changes)} for t in self.trials
         ]
-        return {
+        values = {
             "source": self.source, "command": self.command, "worst": self.worst,
             "findings": [asdict(f) for f in self.findings], "trials": trials,
             "gap": None if self.gap is None else asdict(self.gap), "layers": [asdict(v) for v in self.layers],
         }  # fmt: skip
+        finite: dict[str, Any] = _finite(values)
+        return finite
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2) + "\n", "utf-8")
+        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
 
     def to_html(self, path: str | Path) -> None:
         """Write one self-contained page: before, after, culprit, its distributions, the command."""
@@ -220,6 +223,15 @@ class Diagnosis:
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """The worst first, otherwise in the order found."""
     return sorted(findings, key=lambda f: -LEVELS.index(f.level))
+
+
+def _finite(value: Any) -> Any:
+    """The same with None for NaN and infinity, which JSON has no word for."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def listed(layers: Sequence[str], most: int = 4) -> str:

@@ -175,5 +175,7 @@ def _drop_bias(bench: Bench) -> Iterator[Trial]:
 
     number = sum(len(measure.running(norms[name])[0]) for name in found)
     yield bench.try_change(
-        f"drop the bias before {len(found)} norms ({number} numbers)", "evenly.convert(model, drop_bias=True)", change
+        f"drop the bias before {len(found)} norm{'s' * (len(found) != 1)} ({number} numbers)",
+        "evenly.convert(model, drop_bias=True)",
+        change,
     )
