@@ -40,15 +40,18 @@ def test_convert_sync_batchnorm_drops_the_activation() -> None:
 
 def test_timm_norm_act_reads_timms_arguments() -> None:
     """Names, classes, parameters; what cannot be fused is refused with the way out."""
-    assert evenly.timm_norm_act(4).activation == "relu"
+    assert evenly.timm_norm_act(4, act_layer=nn.ReLU6).activation == "relu6"
+    assert evenly.timm_norm_act(4, act_layer="identity").activation is None
     assert evenly.timm_norm_act(4, apply_act=False).activation is None
     assert evenly.timm_norm_act(4, act_layer="swish").activation == "silu"
     leaky = evenly.timm_norm_act(4, act_layer=nn.LeakyReLU, act_kwargs={"negative_slope": 0.2, "inplace": True})
     assert (leaky.activation, leaky.activation_args) == ("leaky_relu", (0.2,))
     with pytest.raises(ValueError, match="apply_act=False"):
         evenly.timm_norm_act(4, act_layer=nn.Hardswish)
+    with pytest.raises(ValueError, match="does not tell a function"):
+        evenly.timm_norm_act(4)
     with pytest.raises(ValueError, match="drop layer"):
-        evenly.timm_norm_act(4, drop_layer=nn.Dropout)
+        evenly.timm_norm_act(4, act_layer="relu", drop_layer=nn.Dropout)
 
 
 def _train_in_parallel(rank: int) -> list[torch.Tensor]:

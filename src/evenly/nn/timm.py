@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from torch import nn
-
 from evenly.core.activation import KINDS
 from evenly.nn.batchnorm import BatchNorm2d
 
@@ -23,7 +21,7 @@ def timm_norm_act(
     affine: bool = True,
     track_running_stats: bool = True,
     apply_act: bool = True,
-    act_layer: Any = nn.ReLU,
+    act_layer: Any = None,
     act_kwargs: dict[str, Any] | None = None,
     inplace: bool = True,
     drop_layer: Any = None,
@@ -34,27 +32,37 @@ def timm_norm_act(
     """`evenly.BatchNorm2d` with its activation fused, by timm's ``BatchNormAct2d`` signature.
 
     timm replaces a class whose name it knows by its own, silently, in families that fuse norm
-    and activation (EfficientNet, MobileNet); a function it calls.
+    and activation (EfficientNet, MobileNet); a function it calls, but without the model's
+    activation, which must be bound beforehand. Other families (ResNet) apply their activations
+    themselves: give them the class `evenly.BatchNorm2d`.
 
     Args:
         num_features, eps, momentum, affine, track_running_stats, device, dtype: as in `evenly.BatchNorm2d`.
         apply_act: whether the activation is applied.
-        act_layer: its class or name, as timm passes it; None for none.
+        act_layer: its class or name, as timm has it; ``"identity"`` for none.
         act_kwargs: its parameters.
         inplace: accepted and not needed: what the activation overwrites is not made.
         drop_layer: must be None.
         extras: `evenly.BatchNorm2d`'s.
 
     Raises:
-        ValueError: the activation is none of those that can be fused, or a drop layer was asked for.
+        ValueError: the activation is not said, or none of those that can be fused, or a drop layer was asked for.
 
     Example:
-        >>> timm_norm_act(8)
-        BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, ..., activation='relu')
+        >>> from functools import partial
+        >>> norm_layer = partial(timm_norm_act, act_layer="silu")      # for timm.create_model("efficientnet_b0", ...)
+        >>> norm_layer(8)
+        BatchNorm2d(8, eps=1e-05, momentum=0.1, affine=True, ..., activation='silu')
     """
+    if apply_act and act_layer is None:
+        raise ValueError(
+            "timm does not tell a function which activation the model uses; bind it, as in "
+            'norm_layer=functools.partial(evenly.timm_norm_act, act_layer="silu") for EfficientNet, "relu6" for '
+            "MobileNetV2."
+        )
     if drop_layer is not None:
         raise ValueError(f"a drop layer between norm and activation is not fused, got {drop_layer!r}; use timm's own.")
-    name, args = _fused(act_layer, act_kwargs) if apply_act and act_layer is not None else (None, ())
+    name, args = _fused(act_layer, act_kwargs) if apply_act else (None, ())
     return BatchNorm2d(
         num_features, eps, momentum, affine, track_running_stats, device, dtype,
         activation=name, activation_args=args, **extras,
