@@ -1,0 +1,167 @@
+"""One training step before and after ``evenly.convert(fuse=True)``: time, peak memory, and the same losses.
+
+    python benchmarks/training_step.py [--only resnet18,mlp] [--json FILE]
+
+Both models start from the same weights, see the same batches and take turns, step by step; the
+ratio of their times is formed round by round. Their losses must agree all the way, or no time is
+given. Peak memory is that of one step of each model in a process of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from time import perf_counter
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+import evenly
+from evenly.bench import results
+from evenly.bench.timing import Spread
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+from benchmarks import networks
+
+Batch = tuple[Tensor, Tensor]
+ROUNDS = 7
+# Losses drift apart by rounding, which training magnifies; a wrong gradient shows in the second step.
+AGREE = 2e-2
+
+
+def images(samples: int, size: int, classes: int) -> Batch:
+    """Random images and labels."""
+    return torch.randn(samples, 3, size, size), torch.randint(classes, (samples,))
+
+
+STEPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
+    "resnet18": (networks.resnet18, lambda: images(16, 112, 1000)),
+    "resnet50": (networks.resnet50, lambda: images(8, 112, 1000)),
+    "mobilenetv2": (networks.mobilenetv2, lambda: images(16, 112, 1000)),
+    "unet": (networks.UNet, lambda: (torch.randn(4, 3, 96, 96), torch.randint(2, (4, 96, 96)))),
+    "mlp": (networks.mlp, lambda: (torch.randn(256, 784), torch.randint(10, (256,)))),
+}
+
+
+class Trainer:
+    """A model and its optimizer; each call is one step and returns the loss."""
+
+    def __init__(self, model: nn.Module) -> None:
+        self.model = model.train()
+        self._optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
+
+    def __call__(self, batch: Batch) -> float:
+        x, target = batch
+        self._optimizer.zero_grad(set_to_none=True)
+        loss = F.cross_entropy(self.model(x), target)
+        loss.backward()
+        self._optimizer.step()
+        return float(loss.detach())
+
+
+def made(name: str) -> tuple[nn.Module, list[Batch]]:
+    """The network and the batches of one comparison, the same in every process."""
+    torch.manual_seed(0)
+    make, batch = STEPS[name]
+    return make(), [batch() for _ in range(2)]
+
+
+def compare(name: str, rounds: int = ROUNDS) -> dict[str, Any]:
+    """Times, losses and peak memory of one network, before and after."""
+    model, batches = made(name)
+    trainers = {"before": Trainer(model), "after": Trainer(evenly.convert(copy.deepcopy(model), fuse=True))}
+    losses: dict[str, list[float]] = {which: [] for which in trainers}
+    times: dict[str, list[float]] = {which: [] for which in trainers}
+    for turn in range(rounds + 2):
+        order = list(trainers) if turn % 2 else list(trainers)[::-1]
+        for which in order:
+            start = perf_counter()
+            losses[which].append(trainers[which](batches[turn % len(batches)]))
+            if turn >= 2:  # the first steps warm allocators and caches
+                times[which].append(perf_counter() - start)
+    apart = max(abs(a - b) / abs(a) for a, b in zip(losses["before"], losses["after"], strict=True))
+    if not apart < AGREE:
+        raise SystemExit(f"{name}: losses differ by {apart:.1e} of their value ({AGREE:.0e} is allowed): no times.")
+    ratios = [before / after for before, after in zip(times["before"], times["after"], strict=True)]
+    memory = {which: _peak(name, which) for which in trainers}
+    return {
+        "seconds": {which: vars(Spread.of(values)) for which, values in times.items()},
+        "faster": vars(Spread.of(ratios)),
+        "losses": losses,
+        "losses_differ_by": apart,
+        "peak_mib": memory,
+    }
+
+
+def _peak(name: str, which: str) -> float:
+    """MiB that two steps add to the process at their peak."""
+    answer = subprocess.run(
+        [sys.executable, __file__, "--memory-of", name, which], capture_output=True, text=True, check=True
+    )
+    return float(answer.stdout.split()[-1])
+
+
+def _measure_memory(name: str, which: str) -> float:
+    model, batches = made(name)
+    if which == "after":
+        evenly.convert(model, fuse=True)
+    train = Trainer(model)
+    before = _resident("VmRSS")
+    Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
+    for batch in batches:
+        train(batch)
+    return _resident("VmHWM") - before
+
+
+def _resident(field: str) -> float:
+    """MiB of this process's memory, now (VmRSS) or at its peak (VmHWM)."""
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(field + ":"):
+            return int(line.split()[1]) / 1024
+    raise RuntimeError(f"this system does not tell {field}; peak memory is measured on Linux.")
+
+
+def markdown(found: dict[str, Any]) -> str:
+    """The table of a results file, for ``docs/benchmarks.md``."""
+    lines = [
+        "| network | before, ms | after, ms | faster | peak memory, MiB | losses differ by |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name, row in found["rows"].items():
+        before, after = (1000 * row["seconds"][which]["median"] for which in ("before", "after"))
+        faster = row["faster"]
+        memory = f"{row['peak_mib']['before']:.0f} → {row['peak_mib']['after']:.0f}"
+        lines.append(
+            f"| {name} | {before:.0f} | {after:.0f} | **{faster['median']:.2f}×** "
+            f"({faster['low']:.2f}–{faster['high']:.2f}) | {memory} | {row['losses_differ_by']:.0e} |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--only", default=",".join(STEPS), help="networks: a,b")
+    parser.add_argument("--rounds", type=int, default=ROUNDS)
+    parser.add_argument("--json", help="write the results")
+    parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.memory_of:
+        print(_measure_memory(*options.memory_of))
+        return
+    rows = {name: compare(name, options.rounds) for name in options.only.split(",")}
+    found = {**results.collect([]), "study": "training_step", "rows": rows}
+    print(markdown(found))
+    if options.json:
+        Path(options.json).write_text(json.dumps(found, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
