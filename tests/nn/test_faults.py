@@ -77,3 +77,31 @@ def test_mixed_half_parameters() -> None:
         nn.functional.batch_norm(x, torch.zeros(3), torch.ones(3), weight, weight, True)
 
     assert evenly.BatchNorm1d(3).bfloat16()(x).dtype == torch.bfloat16
+
+
+@pytest.mark.filterwarnings("ignore::DeprecationWarning:torch")
+def test_cumulative_average_in_one_graph() -> None:
+    """momentum=None is refused of torch's layer (pytorch#194504); ours is whole (see test_compile)."""
+    torch.compiler.reset()
+    graph = torch.compile(nn.BatchNorm1d(3, momentum=None), backend="eager", fullgraph=True)
+
+    with pytest.raises((torch._dynamo.exc.Unsupported, torch._dynamo.exc.UserError)):
+        graph(torch.randn(4, 3))
+
+
+def test_a_wrong_number_of_channels() -> None:
+    """torch speaks of a running_mean of the wrong size; ours names the rule and both numbers."""
+    x = torch.randn(4, 5)
+    with pytest.raises(RuntimeError, match="running_mean should contain 5 elements"):
+        nn.BatchNorm1d(3)(x)
+    with pytest.raises(ValueError, match=r"shape \(3,\).*has 5 channels"):
+        evenly.BatchNorm1d(3)(x)
+
+
+def test_update_bn_weighs_a_small_batch_like_a_full_one() -> None:
+    """Two samples in the last batch count as much as 100 in the first."""
+    model = nn.Sequential(nn.BatchNorm1d(1))
+
+    torch.optim.swa_utils.update_bn([torch.zeros(100, 1), torch.ones(2, 1)], model)
+
+    assert model[0].running_mean.item() == pytest.approx(0.5)
