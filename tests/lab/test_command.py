@@ -2,6 +2,12 @@
 
 from __future__ import annotations
 
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -52,3 +58,22 @@ def test_absent_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
     monkeypatch.setattr(command, "EXTRA", ())
     with pytest.raises(ValueError, match="--engine ray needs ray; pip install 'ray'"):
         command.checked([], engine="ray", out=tmp_path)
+
+
+def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
+    """Ctrl-C, which reaches every process of the terminal, keeps finished cells: status 130, no traceback."""
+    words = [sys.executable, "-m", "evenly.cli", "lab", "inference", "--jobs", "2", "--out", str(tmp_path)]
+    started = subprocess.Popen(
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )  # fmt: skip
+    cells = tmp_path / "cells" / "inference"
+    while not list(cells.glob("*.json")) and started.poll() is None:
+        time.sleep(0.05)
+    os.killpg(started.pid, signal.SIGINT)
+    said = started.communicate(timeout=120)[0]
+
+    assert started.returncode == 130, said
+    assert "cells are kept" in " ".join(said.split())
+    assert "Traceback" not in said
+    assert all(json.loads(path.read_text())["values"] for path in cells.glob("*.json"))

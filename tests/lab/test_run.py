@@ -224,3 +224,19 @@ def test_refuses_a_folder_it_cannot_write(tmp_path: Path) -> None:
     (tmp_path / "taken").write_text("")
     with pytest.raises(ValueError, match=r"cannot write to .*taken.*; name another folder with --out"):
         plan(["paper"], out=tmp_path / "taken")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("engine", ["dask", "ray"])
+@pytest.mark.filterwarnings("ignore")  # the engines' own, which change by release
+def test_a_cluster_agrees_with_this_process(tmp_path: Path, engine: str) -> None:
+    """A local Dask or Ray cluster, through joblib's own backends, writes the same numbers to the last digit."""
+    pytest.importorskip({"dask": "distributed", "ray": "ray"}[engine], reason=f"{engine} is not installed")
+    texts = []
+    for where in ("local", engine):
+        work = plan(["initialization"], jobs=1 if where == "local" else 2, engine=where, out=tmp_path / where)
+        finish(short(work, cells=3, steps=4), QUIET)
+        texts.append({path.name: path.read_text() for path in (tmp_path / where).rglob("*.json")})
+
+    assert len(texts[0]) == 3
+    assert texts[0] == texts[1]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import threading
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -117,8 +117,7 @@ def finish(work: Plan, console: Console) -> None:
     columns = (TextColumn("{task.description}"), BarColumn(), TimeRemainingColumn(), TextColumn("{task.fields[count]}"))
     with Progress(*columns, console=console, transient=True) as progress, _engine(work):
         task = progress.add_task("training", total=sum(costs.values()), count=f"0/{len(todo)}")
-        parallel = joblib.Parallel(n_jobs=work.jobs, return_as="generator_unordered", batch_size=1)
-        finished = parallel(joblib.delayed(run_cell)(cell, os.getpid()) for cell in ordered)
+        finished = _finished(ordered, work)
         try:
             for count, (cell, values) in enumerate(finished, start=1):
                 work.store.write(cell, values)
@@ -127,6 +126,18 @@ def finish(work: Plan, console: Console) -> None:
                 )  # fmt: skip
         finally:
             finished.close()
+
+
+def _finished(cells: list[Cell], work: Plan) -> Generator[tuple[Cell, Values], None, None]:
+    """Cells as they finish, in whatever order."""
+    tasks = [joblib.delayed(run_cell)(cell, os.getpid()) for cell in cells]
+    if work.engine != "ray":
+        yield from joblib.Parallel(n_jobs=work.jobs, return_as="generator_unordered", batch_size=1)(tasks)
+        return
+    # Ray's backend hands results back only all together: a few at a time, so that they are kept on the way.
+    some = 4 * work.jobs
+    for start in range(0, len(tasks), some):
+        yield from joblib.Parallel(n_jobs=work.jobs, batch_size=1)(tasks[start : start + some])
 
 
 @contextmanager

@@ -15,13 +15,17 @@ function themeConfig(dark) {
   };
 }
 
+// The same colours, brighter: on a dark page the darkest of the palette would sink.
+const BRIGHTER = { "#0072B2": "#4BA6E8", "#D55E00": "#FF8A3D", "#009E73": "#2CCB9B", "#7F7F7F": "#ABABAB" };
+const brighter = (spec) => JSON.parse(JSON.stringify(spec).replace(/#[0-9A-F]{6}/g, (color) => BRIGHTER[color] || color));
+
 async function draw() {
-  const config = themeConfig(root.dataset.theme === "dark");
+  const dark = root.dataset.theme === "dark", config = themeConfig(dark);
   for (const element of document.querySelectorAll("[data-chart]")) {
     const name = element.dataset.chart, { spec, slider } = CHARTS[name];
     const position = slider && document.querySelector(`.slider[data-for="${name}"] input`).value;
     if (views[name]) views[name].finalize();
-    views[name] = await vegaEmbed(element, spec, {
+    views[name] = await vegaEmbed(element, dark ? brighter(spec) : spec, {
       config, renderer: "svg", downloadFileName: name,
       actions: { export: true, source: false, compiled: false, editor: false },
     });
