@@ -11,6 +11,7 @@ import re
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
@@ -24,8 +25,18 @@ def explain() -> str:
 
 
 def claims() -> str:
-    """The table of claims of the committed run of the lab."""
-    records = json.loads((ROOT / "docs" / "results" / "claims.json").read_text("utf-8"))
+    """The table of claims of the committed run of the lab, those of its default form."""
+    from evenly.lab.experiments import DEFAULT
+
+    return _claims([r for r in _records() if r["experiment"] in DEFAULT])
+
+
+def _records() -> list[dict[str, Any]]:
+    records: list[dict[str, Any]] = json.loads((ROOT / "docs" / "results" / "claims.json").read_text("utf-8"))
+    return records
+
+
+def _claims(records: list[dict[str, Any]]) -> str:
     lines = ["| claim | verdict | measured |", "|---|---|---|"]
     lines += [
         f"| {r['claim']} | {MARKS[r['outcome']]} {r['outcome']} | {r['about']}: {r['measured']} |" for r in records
@@ -34,6 +45,29 @@ def claims() -> str:
 
 
 MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
+
+
+def story() -> str:
+    """The story of batch normalization, its numbers from the committed runs of the lab."""
+    import jinja2
+
+    records = _records()
+
+    def seen(experiment: str, index: int) -> str:
+        found = [record for record in records if record["experiment"] == experiment]
+        if not found:
+            return f"> Not part of the committed run; `evenly lab {experiment}` measures it."
+        r = found[index]
+        return f"> {r['claim']}: **{r['outcome']}** ({r['about']}: {r['measured']}; {r['seeds']} runs)."
+
+    def picture(name: str, title: str) -> str:
+        there = (ROOT / "docs" / "assets" / "lab" / f"{name}.svg").exists()
+        return f"![{title}](assets/lab/{name}.svg)" if there else ""
+
+    environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
+    template = environment.from_string((ROOT / "docs" / "story.md.j2").read_text("utf-8"))
+    text = template.render(seen=seen, picture=picture, table=_claims(records))
+    return re.sub(r"\n{3,}", "\n\n", text)  # where a picture is not there
 
 
 def bench() -> str:
@@ -78,7 +112,7 @@ def sync() -> str:
     return "\n".join(lines)
 
 
-PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain}
+PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain, "docs/story.md": story}
 PARTS: dict[str, Callable[[], str]] = {"claims": claims, "bench": bench, "sync": sync}
 
 

@@ -37,7 +37,13 @@ def test_a_stale_part_is_named_and_mended(
     page.write_text(PAGE.format(name="claims"))
     results = tmp_path / "docs" / "results"
     results.mkdir(parents=True)
-    record = {"claim": "It trains.", "outcome": "holds", "about": "accuracy", "measured": "92.0 % [89.5, 94.5]"}
+    record = {
+        "experiment": "paper",
+        "claim": "It trains.",
+        "outcome": "holds",
+        "about": "accuracy",
+        "measured": "92.0 % [89.5, 94.5]",
+    }
     (results / "claims.json").write_text(json.dumps([record]))
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "PAGES", {})
