@@ -135,6 +135,34 @@ struct Walker {
         out.end(dx + k, n);
     }
 
+    // The same for a tile of columns; the input's last rows first.
+    void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
+                   A* g_each, A* gd_each) const {
+        i64 r = 0;
+        for (; plain && r + 4 <= rows; r += 4) {
+            const i64 k = block.base + (row + r) * block.pitch + column;
+            with_kind(f.kind, [&](auto kind) {
+                slope_add_rows<decltype(kind)::value>(dy + k, x + k, block.pitch, n, affine, arg, g_each,
+                                                      gd_each);
+            });
+        }
+        for (; r < rows; ++r) add(block.base + (row + r) * block.pitch + column, n, affine, g_each, gd_each);
+    }
+
+    void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
+                     Out<T>& out) const {
+        i64 r = rows;
+        for (; plain && f.measured && r >= 2; r -= 2) {
+            const i64 k = block.base + (row + r - 2) * block.pitch + column;
+            with_kind(f.kind, [&](auto kind) {
+                input_rows<decltype(kind)::value>(dy + k, x + k, block.pitch, n, affine, arg,
+                                                  out.begin(dx + k), out.pitch(block.pitch));
+            });
+            out.end_rows(dx + k, block.pitch, 2, n);
+        }
+        while (r-- > 0) input(block.base + (row + r) * block.pitch + column, n, affine, out);
+    }
+
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
     struct Shared {
         A p, q;
@@ -312,8 +340,7 @@ void Walker<T>::columns() const {
             alignas(kLine) A g[kTile], gd[kTile];
             std::fill(g, g + n, A(0));
             std::fill(gd, gd + n, A(0));
-            for (i64 r = row; r < row + rows; ++r)
-                add(block.base + r * block.pitch + column, n, affine.from(column), g, gd);
+            add_block(block, row, rows, column, n, affine.from(column), g, gd);
             for (i64 c = 0; c < n; ++c) mine.g[column + c] += g[c], mine.gd[column + c] += gd[c];
         };
         // The sums of sets [begin, end): over the team's parts, the folded rows, the columns of each channel.
@@ -356,8 +383,7 @@ void Walker<T>::columns() const {
                 std::memcpy(qs + j * block.columns, qs, block.columns * sizeof(A));
             }
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                for (i64 r = row + rows - 1; r >= row; --r)
-                    input(block.base + r * block.pitch + column, n, affine.from(column), out);
+                input_block(block, row, rows, column, n, affine.from(column), out);
             });
         };
         const i64 count_tasks = p.outer * tasks.per_outer;

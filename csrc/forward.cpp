@@ -128,6 +128,23 @@ struct Walker {
         out.end(y + k, n);
     }
 
+    // y of a tile of columns, its last rows first.
+    void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
+                     Out<T>& out) const {
+        i64 r = rows;
+        if (residual == nullptr && !f.zeroes) {
+            for (; r >= 4; r -= 4) {
+                const i64 k = block.base + (row + r - 4) * block.pitch + column;
+                with_kind(f.kind, [&](auto kind) {
+                    apply_rows<decltype(kind)::value>(x + k, block.pitch, n, affine, arg, out.begin(y + k),
+                                                      out.pitch(block.pitch));
+                });
+                out.end_rows(y + k, block.pitch, 4, n);
+            }
+        }
+        while (r-- > 0) apply(block.base + (row + r) * block.pitch + column, n, affine, out);
+    }
+
     void planes() const;
     void columns() const;
     void rows() const;
@@ -371,8 +388,7 @@ void Walker<T>::columns() const {
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
             const Columns<A> affine{m, s, b};
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                for (i64 r = row + rows - 1; r >= row; --r)
-                    apply(block.base + r * block.pitch + column, n, affine.from(column), out);
+                apply_block(block, row, rows, column, n, affine.from(column), out);
             });
         };
         const i64 count_tasks = p.outer * tasks.per_outer;
