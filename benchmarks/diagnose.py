@@ -41,11 +41,12 @@ def main(samples: int = 8) -> None:
     model = spoiled()
     batches = [torch.randn(samples, 3, 224, 224) for _ in range(8)]
     start = time.perf_counter()
-    events: list[tuple[float, str]] = []
-    diagnosis = evenly.diagnose(model, batches, say=lambda line: events.append((time.perf_counter() - start, line)))
-    for word in ("error:", "train-eval-gap"):
-        at, line = next((at, line) for at, line in events if word in line)
-        print(f"{at:6.1f} s  {line.partition('] ')[2]}")
+
+    def say(line: str) -> None:
+        if "error:" in line or "running statistics" in line:
+            print(f"{time.perf_counter() - start:6.1f} s  {line.partition('] ')[2]}", flush=True)
+
+    diagnosis = evenly.diagnose(model, batches, say=say)
     print(
         f"{time.perf_counter() - start:6.1f} s  all {len(diagnosis.trials)} trials; threads: {torch.get_num_threads()}"
     )
