@@ -28,7 +28,7 @@ from evenly.bench import results
 from evenly.bench.timing import Spread
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-from benchmarks import networks
+from benchmarks import networks  # a script's own folder is not the repository
 
 Batch = tuple[Tensor, Tensor]
 ROUNDS = 7
@@ -58,6 +58,7 @@ class Trainer:
         self._optimizer = torch.optim.SGD(model.parameters(), lr=0.01, momentum=0.9)
 
     def __call__(self, batch: Batch) -> float:
+        """One step; the loss before it."""
         x, target = batch
         self._optimizer.zero_grad(set_to_none=True)
         loss = F.cross_entropy(self.model(x), target)
