@@ -182,7 +182,7 @@ def test_the_budget_is_stated_before_the_run(tmp_path: Path) -> None:
         console = Console(record=True, width=200, file=nothing)
         execute(plan(["tiny"], jobs=1, out=tmp_path), console)
 
-    assert re.match(r"1 experiments?, 4 cells to run on 1 jobs?: about \d+ s", console.export_text())
+    assert re.match(r"1 experiment, 4 cells to run on 1 job: about \d+ s", console.export_text())
 
 
 @pytest.mark.parametrize(

@@ -14,6 +14,10 @@ if TYPE_CHECKING:
     from evenly.lab.plots import Chart
 
 Values = dict[str, Any]
+OWN_NETWORK = (
+    "The network of {network}, with its norms and with its norms taken out; batches of {batch}, {steps} steps, "
+    "learning rate {rate}, initial deviation {init} (None: as it comes). {seeds} seeds."
+)
 
 
 @dataclass(frozen=True)
@@ -134,7 +138,8 @@ class Experiment:
     def told(self, results: Results) -> str:
         """`how`, with the numbers of the run in place of the fields."""
         values = {f.name: _list(results.distinct(f.name)) for f in fields(Setting)}
-        return self.how.format(seeds=len(results.by_seed()), **values)
+        own = any(":" in network for network in results.distinct("network"))
+        return (OWN_NETWORK if own else self.how).format(seeds=len(results.by_seed()), **values)
 
 
 def _list(values: list[Any]) -> str:

@@ -147,7 +147,7 @@ def _cells(experiment: Experiment, full: bool, data: str, model: str | None, see
     settings = experiment.settings(full)
     settings = [replace(s, data=data) if s.data == "chosen" else s for s in settings]
     if model is not None:  # what a factory builds has its own depth, width and activation
-        settings = [replace(s, network=model, activation="own", depth=0, width=0) for s in settings]
+        settings = [replace(s, network=model, activation=model, depth=0, width=0) for s in settings]
     count = seeds or experiment.seeds[full]
     return [Cell(experiment.name, setting, seed) for setting in dict.fromkeys(settings) for seed in range(count)]
 

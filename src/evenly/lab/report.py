@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -150,8 +151,9 @@ def save_picture(chart: Chart, folder: Path) -> None:
     spec = _finite(chart.chart.to_dict())
     spec["width"] = SAVED_WIDTH
     spec["background"] = "white"
-    (folder / f"{chart.name}.svg").write_text(vl_convert.vegalite_to_svg(spec))
-    (folder / f"{chart.name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    name = re.sub(r"[^\w.-]", "-", chart.name)  # a MODULE:FACTORY may stand in it
+    (folder / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec))
+    (folder / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
 
 
 def _finite(spec: Any) -> Any:

@@ -107,7 +107,8 @@ def finish(work: Plan, console: Console) -> None:
         costs = estimate(todo)
     done = len(work.cells) - len(todo)
     console.print(
-        f"{len(work.experiments)} experiments, {len(todo)} cells to run on {work.jobs} jobs"
+        f"{_count(len(work.experiments), 'experiment')}, {_count(len(todo), 'cell')} to run "
+        f"on {_count(work.jobs, 'job')}"
         f"{f' ({done} finished before)' if done else ''}: {_duration(sum(costs.values()) / work.jobs)}"
     )
     if not todo:
@@ -159,6 +160,10 @@ def _engine(work: Plan) -> Iterator[None]:
         here = {} if "DASK_SCHEDULER_ADDRESS" in os.environ else {"n_workers": work.jobs, "threads_per_worker": 1}
         with Client(**here), joblib.parallel_config(backend="dask"):
             yield
+
+
+def _count(number: int, thing: str) -> str:
+    return f"{number} {thing}{'' if number == 1 else 's'}"
 
 
 def _duration(seconds: float) -> str:

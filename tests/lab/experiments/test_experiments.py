@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
+import numpy as np
 import pytest
+from torch import nn
 
 from evenly.lab.data import load
 from evenly.lab.experiment import Result, Results
 from evenly.lab.experiments import DEFAULT, EXPERIMENTS, NAMES
+from evenly.lab.plan import plan
 from evenly.lab.report import Section, _finite
 from evenly.lab.setting import Setting
 
@@ -54,6 +58,30 @@ def test_quick_and_full_forms(name: str) -> None:
     assert experiment.seeds[0] <= experiment.seeds[1]
     assert experiment.name == name
     assert experiment.question.endswith("?")
+
+
+def own_network() -> nn.Module:
+    """A network as a user might bring it, for samples of 5 numbers and 3 classes."""
+    return nn.Sequential(nn.Linear(5, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 3))
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if EXPERIMENTS[name].own])
+def test_own_network_on_own_data(name: str, tmp_path: Path) -> None:
+    """What applies to the user's network runs on the user's file, and the text names the network, not ours."""
+    generator = np.random.default_rng(0)
+    np.savez(tmp_path / "mine.npz", x=generator.normal(size=(80, 5)), y=np.arange(80) % 3)
+    mine, model = str(tmp_path / "mine.npz"), f"{__name__}:own_network"
+    cells = plan([name], data=mine, model=model, seeds=2, out=tmp_path).cells
+    assert len(set(cells)) == len(cells)
+    found = [
+        Result(setting, cell.seed, EXPERIMENTS[name].measure(setting, cell.seed, load(mine)))
+        for cell in cells
+        for setting in [replace(cell.setting, steps=SHORT)]
+    ]
+    section = Section.of(EXPERIMENTS[name], Results(found), rerun="evenly lab")
+
+    assert model in section.how
+    assert section.verdicts
 
 
 def test_the_default_is_known() -> None:

@@ -80,7 +80,7 @@ def charts(results: Results) -> list[plots.Chart]:
     ) + base.mark_line(strokeWidth=2).encode(y="running:Q", strokeDash=look["strokeDash"])
     return [plots.Chart(
         "explain", "Six means and their running average",
-        "Dots are the batches' means, lines the running mean, which starts at 0. `evenly explain` prints every number.",
+        "Dots are the batches' means, lines the running mean, which starts at 0; evenly explain prints every number.",
         plots.sized(chart),
     )]  # fmt: skip
 
