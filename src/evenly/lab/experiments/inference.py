@@ -124,14 +124,21 @@ def charts(results: Results) -> list[plots.Chart]:
     names = [*AVERAGES, EXACT, BATCH]
     colors = ["#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#009E73", "#7F7F7F", "#D55E00"]
     base = alt.Chart(alt.InlineData(values=plots.bands(groups))).encode(
-        x=alt.X("step:Q", title="steps trained", scale=alt.Scale(type="log"), axis=alt.Axis(format="~g", tickCount=5)),
+        x=alt.X(
+            "step:Q",
+            title="steps trained",
+            scale=alt.Scale(type="log", nice=False),
+            axis=alt.Axis(format="~g", tickCount=5),
+        ),
         y=plots.accuracy_axis(title="test accuracy in evaluation"),
         color=alt.Color("statistics:N", title=None, scale=alt.Scale(domain=names, range=colors)),
         tooltip=["statistics:N", "step:Q", alt.Tooltip("value:Q", format=".1%")],
     )
     chart = plots.sized(
         base.mark_line(strokeWidth=2).encode(detail="statistics:N")
-        + base.mark_point(size=50, filled=True).encode(shape=alt.Shape("statistics:N", title=None, sort=names))
+        + base.mark_point(size=50, filled=True).encode(
+            shape=alt.Shape("statistics:N", title=None, scale=alt.Scale(domain=names))
+        )
     )
     return [plots.Chart(
         "inference", "Accuracy in evaluation, by the statistics used",
