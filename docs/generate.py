@@ -93,6 +93,44 @@ def _peer(both: dict[str, float]) -> str:
     return f"{both['copies']:.2f}{slower}"
 
 
+def bench_files() -> str:
+    """Every committed run of the bench in full: what was asked, where, and a table."""
+    from evenly.bench import results
+
+    parts = []
+    for path in sorted((ROOT / "benchmarks" / "results").glob("*.json")):
+        run = json.loads(path.read_text("utf-8"))
+        if run.get("schema") != results.SCHEMA or not run.get("rows") or "cold" not in run.get("sums", {}):
+            continue
+        settings, machine = run["settings"], run["machine"]
+        about = f"{settings['dtype']}, channels {settings['layout']}" + (", residual" if settings["residual"] else "")
+        parts.append(
+            f"### {settings['shapes']}: {about}\n\n"
+            f"Forward and backward together, cold, in copies; {settings['rounds']} rounds.\n"
+            f"Commit {run['commit']}, {run['when'][:10]}; {machine['processor']}, {machine['threads']} threads, "
+            f"last-level cache {machine['last-level cache']}; torch {machine['torch']}, kernels {machine['kernels']}; "
+            f"`benchmarks/results/{path.name}`.\n\n{results.markdown(run)}"
+        )
+    return "\n\n".join(parts) or NOT_MEASURED
+
+
+NOT_MEASURED = "No measurement of an idle machine is committed yet; the commands above make one."
+
+
+def training_step() -> str:
+    """The committed measurement of whole training steps."""
+    sys.path.insert(0, str(ROOT))
+    from benchmarks import training_step as study
+
+    file = ROOT / "benchmarks" / "results" / "training_step.json"
+    if not file.exists():
+        return NOT_MEASURED
+    run = json.loads(file.read_text("utf-8"))
+    machine = run["machine"]
+    about = f"Commit {run['commit']}, {run['when'][:10]}; {machine['processor']}, {machine['threads']} threads."
+    return f"{about}\n\n{study.markdown(run)}"
+
+
 def sync() -> str:
     """One row for each committed measurement of what shared statistics cost."""
     run = json.loads((ROOT / "benchmarks" / "results" / "sync.json").read_text("utf-8"))
@@ -113,7 +151,13 @@ def sync() -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain, "docs/story.md": story}
-PARTS: dict[str, Callable[[], str]] = {"claims": claims, "bench": bench, "sync": sync}
+PARTS: dict[str, Callable[[], str]] = {
+    "claims": claims,
+    "bench": bench,
+    "bench-files": bench_files,
+    "training-step": training_step,
+    "sync": sync,
+}
 
 
 def pages() -> dict[Path, str]:
