@@ -91,9 +91,7 @@ def can_take(module: nn.Module) -> bool:
     return isinstance(module, Fused) and module.activation is None and not _heard(module)
 
 
-def norm_then(
-    norm: nn.Module, x: Tensor, residual: Tensor | None, name: str | None, args: tuple[float, ...]
-) -> Tensor:
+def norm_then(norm: nn.Module, x: Tensor, residual: Tensor | None, name: str | None, args: tuple[float, ...]) -> Tensor:
     """``activation(norm(x) + residual)``, as one call where the residual is a tensor like ``x``.
 
     Args:
