@@ -98,6 +98,20 @@ def test_a_wrong_number_of_channels() -> None:
         evenly.BatchNorm1d(3)(x)
 
 
+def test_update_bn_forgets_which_layers_were_frozen() -> None:
+    """torch's update_bn overwrites the statistics of a layer that was put in eval(); a frozen one of ours stays."""
+    theirs, ours = nn.BatchNorm1d(1).eval(), evenly.BatchNorm1d(1)
+    ours.frozen = True
+    batches = [torch.full((4, 1), 5.0)]
+
+    for layer in (theirs, ours):
+        torch.optim.swa_utils.update_bn(batches, nn.Sequential(layer))
+
+    assert theirs.running_mean.item() == 5.0
+    assert ours.num_batches_tracked == 0
+    assert ours.running_mean.item() == 0.0
+
+
 def test_update_bn_weighs_a_small_batch_like_a_full_one() -> None:
     """Two samples in the last batch count as much as 100 in the first."""
     model = nn.Sequential(nn.BatchNorm1d(1))
