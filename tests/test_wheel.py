@@ -66,8 +66,10 @@ def test_without_a_compiler_the_same_but_the_kernels(compiled: Path, pure: Path)
     assert all(name.startswith("evenly/_cpu") for name in missing)
 
 
+# An editable installation's finder would come before PYTHONPATH.
 SCRIPT = """
-import warnings, torch
+import sys, warnings, torch
+sys.meta_path[:] = [finder for finder in sys.meta_path if "ScikitBuild" not in type(finder).__name__]
 with warnings.catch_warnings(record=True) as heard:
     warnings.simplefilter("always")
     import evenly
@@ -78,6 +80,7 @@ with warnings.catch_warnings(record=True) as heard:
         torch.testing.assert_close(y, torchs(x))
     torch.testing.assert_close(layer.running_var, torchs.running_var)
     evenly.show_versions()
+print(evenly.__file__)
 print(*[str(w.message) for w in heard if "evenly" in str(w.message)], sep="\\n")
 """
 
@@ -93,5 +96,6 @@ def test_without_kernels_layers_work_and_say_so_once(pure: Path, tmp_path: Path)
         cwd=tmp_path, capture_output=True, text=True, check=True,
     )  # fmt: skip
 
+    assert str(tmp_path) in done.stdout
     assert "not built: every layer runs on torch operations" in done.stdout
     assert done.stdout.count("kernels are not built") == 1
