@@ -119,3 +119,14 @@ def test_update_bn_weighs_a_small_batch_like_a_full_one() -> None:
     torch.optim.swa_utils.update_bn([torch.zeros(100, 1), torch.ones(2, 1)], model)
 
     assert model[0].running_mean.item() == pytest.approx(0.5)
+
+
+def test_fusing_a_grouped_transposed_convolution_crashes() -> None:
+    """torch's fuse_conv_bn_eval shapes the scale wrongly for it; with one group it is right."""
+    norm = nn.BatchNorm2d(6).eval()
+    x = torch.randn(2, 4, 5, 5)
+
+    whole = nn.ConvTranspose2d(4, 6, 3).eval()
+    torch.testing.assert_close(fusion.fuse_conv_bn_eval(whole, norm, transpose=True)(x), norm(whole(x)))
+    with pytest.raises(RuntimeError):
+        fusion.fuse_conv_bn_eval(nn.ConvTranspose2d(4, 6, 3, groups=2).eval(), norm, transpose=True)
