@@ -2,7 +2,7 @@
 
     python benchmarks/watch.py
 
-Watched and unwatched runs of 30 steps take turns, so that a machine that slows down slows both; the
+Watched and unwatched runs of 100 steps take turns, so that a machine that slows down slows both; the
 cost is the ratio of their medians, given with the quartiles of the ratios of neighbours. The clock is
 the processor time of one thread: what else the machine does is not counted.
 """
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 import evenly
 
-_STEPS, _ROUNDS = 30, 9
+_STEPS, _ROUNDS = 100, 5
 
 
 def convolutional(width: int = 16, depth: int = 8) -> nn.Sequential:

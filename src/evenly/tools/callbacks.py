@@ -9,7 +9,7 @@ from evenly.tools.history import History
 from evenly.tools.watch import Recorder, watch
 
 
-def lightning_callback(every: int = 10, html: str | None = None) -> Any:
+def lightning_callback(every: int = 50, html: str | None = None) -> Any:
     """A Lightning callback that watches the model while ``Trainer.fit`` runs.
 
     Args:
@@ -26,7 +26,7 @@ def lightning_callback(every: int = 10, html: str | None = None) -> Any:
     return type("Watch", (_LightningWatch, base), {})(every, html)
 
 
-def keras_callback(every: int = 10, html: str | None = None) -> Any:
+def keras_callback(every: int = 50, html: str | None = None) -> Any:
     """A Keras 3 callback that watches the model's normalization layers while ``fit`` runs.
 
     Values can be looked at only where layers run one by one: on the torch backend.

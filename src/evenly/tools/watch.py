@@ -45,7 +45,7 @@ class watch:  # noqa: N801  # read as a verb, like torch.no_grad
         [(0, '1', 'input'), (0, '1', 'output'), (2, '1', 'input'), (2, '1', 'output')]
     """
 
-    def __init__(self, model: nn.Module, every: int = 10) -> None:
+    def __init__(self, model: nn.Module, every: int = 50) -> None:
         if every < 1:
             raise ValueError(f"every is a number of steps and must be at least 1, got {every}.")
         self._model, self._every = model, every
