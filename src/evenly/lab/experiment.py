@@ -146,7 +146,7 @@ def _list(values: list[Any]) -> str:
     numbers = all(isinstance(v, int | float) for v in values)
     if numbers and len(values) > 4:
         return f"{min(values):g} to {max(values):g} ({len(values)} values)"
-    return ", ".join(f"{v:g}" if isinstance(v, float) else str(v) for v in values)
+    return ", ".join(f"{v:g}" if isinstance(v, float) else f"{v:,}" if isinstance(v, int) else str(v) for v in values)
 
 
 def differences(setting: Setting) -> str:

@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 from torch.nn.modules.batchnorm import _NormBase
 
 import evenly
@@ -108,7 +109,10 @@ def _convolutional(setting: Setting, data: Dataset) -> nn.Module:
 
 
 class Recurrent(nn.Module):
-    """``h = tanh(norm(W x + U h))`` over the steps of each sequence; the classes are read from the last ``h``."""
+    """``h = tanh(norm(W x + U h))`` over the steps of each sequence; the classes are read from the last ``h``.
+
+    With the norm on the inputs, ``h = tanh(norm(W x) + U h)``, all steps share one mean and variance.
+    """
 
     def __init__(self, setting: Setting, features: int, classes: int) -> None:
         super().__init__()
@@ -117,20 +121,37 @@ class Recurrent(nn.Module):
         self.norm = norm(setting, setting.width)
         self.output = nn.Linear(setting.width, classes)
         self.masked = setting.masked and setting.norm == "batch"
+        self.fewest, self.on_inputs = setting.fewest, setting.place == "inputs"
 
     def forward(self, x: Tensor, lengths: Tensor) -> Tensor:
         """Scores of shape ``(N, classes)`` for ``x`` of shape ``(N, steps, features)``."""
         h = x.new_zeros(len(x), self.hidden.out_features)
-        for t, from_input in enumerate(self.input(x).unbind(1)):
+        inputs = self.input(x)
+        if self.on_inputs:
+            alive = evenly.functional.lengths_to_mask(lengths, x.shape[1])
+            inputs = self._normed(inputs.transpose(1, 2), alive).transpose(1, 2)
+        for t, from_input in enumerate(inputs.unbind(1)):
             alive = lengths > t
             if self.masked and not alive.any():
                 break
             z = from_input + self.hidden(h)
-            if self.norm is not None:
-                z = self.norm(z, mask=alive) if self.masked else self.norm(z)
+            if not self.on_inputs:
+                z = self._normed(z, alive)
             h = torch.where(alive[:, None], torch.tanh(z), h)
         scores: Tensor = self.output(h)
         return scores
+
+    def _normed(self, z: Tensor, alive: Tensor) -> Tensor:
+        norm: Any = self.norm
+        if norm is None:
+            return z
+        if not self.masked:
+            normed: Tensor = norm(z)
+        elif self.training and int(alive.sum()) < self.fewest:
+            normed = F.batch_norm(z, norm.running_mean, norm.running_var, norm.weight, norm.bias, eps=norm.eps)
+        else:
+            normed = norm(z, mask=alive)
+        return normed
 
 
 def _recurrent(setting: Setting, data: Dataset) -> nn.Module:

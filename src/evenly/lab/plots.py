@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -123,10 +124,9 @@ def along(results: Results, name: str, value: str = "accuracy", top: float | Non
     return bands(groups, top)
 
 
-def steps_axis(*, log: bool = False) -> alt.X:
+def steps_axis() -> alt.X:
     """Training steps."""
-    scale = alt.Scale(type="log", nice=False) if log else alt.Undefined
-    return alt.X("step:Q", title="training step", scale=scale, axis=alt.Axis(format="~s", tickCount=6))
+    return alt.X("step:Q", title="training step", axis=alt.Axis(format=",d", tickCount=6))
 
 
 def curves(
@@ -172,13 +172,31 @@ def accuracy_axis(field: str = "value", title: str = "test accuracy") -> alt.Y:
 
 
 def log_axis(field: str, title: str, values: Sequence[float]) -> alt.X:
-    """A logarithmic axis that names whole powers of ten."""
+    """A logarithmic axis from the smallest to the largest of ``values``, with few ticks at round numbers."""
+    low, high = min(values), max(values)
     return alt.X(
         f"{field}:Q",
         title=title,
-        scale=alt.Scale(type="log", domain=[min(values), max(values)], nice=False),
-        axis=alt.Axis(format="~g", tickCount=5),
+        scale=alt.Scale(type="log", domain=[low, high], nice=False),
+        axis=alt.Axis(format=",~g", values=log_ticks(low, high, sorted(set(values)))),
     )
+
+
+def log_ticks(low: float, high: float, values: Sequence[float] = ()) -> list[float]:
+    """The powers of ten in ``low`` to ``high``; over few decades the values themselves, or 1, 2 and 5 of each.
+
+    Example:
+        >>> log_ticks(5, 800)
+        [5, 10, 20, 50, 100, 200, 500]
+        >>> log_ticks(0.001, 100)
+        [0.001, 0.01, 0.1, 1, 10, 100]
+    """
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    wide = high / low >= 10_000
+    if not wide and 0 < len(values) < 10:
+        return list(values)
+    ticks = [float(f"{m}e{d}") for d in decades for m in ((1,) if wide else (1, 2, 5))]
+    return [int(t) if t.is_integer() else t for t in ticks if low <= t <= high]
 
 
 def sized(chart: Any, height: int = HEIGHT) -> Any:

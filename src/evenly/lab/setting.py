@@ -15,7 +15,8 @@ class Setting:
         network: ``"dense"``, ``"convolutional"``, ``"recurrent"``, or the user's ``MODULE:FACTORY``.
         norm: a key of `evenly.lab.networks.NORMS`.
         activation: ``"sigmoid"``, ``"tanh"`` or ``"relu"``.
-        place: the norm stands ``"before"`` or ``"after"`` the activation.
+        place: the norm stands ``"before"`` or ``"after"`` the activation; in a recurrent network ``"inputs"``
+            takes it out of the recurrence, to the inputs of all steps at once.
         depth: hidden layers.
         width: units, or channels, of each.
         bias: whether the layer before a norm has a bias.
@@ -27,6 +28,7 @@ class Setting:
         average: ``"ema"`` or ``"debiased"``.
         ghosts: parts of a batch with statistics of their own.
         masked: whether steps beyond a sequence's end are kept out of the statistics.
+        fewest: steps at which fewer sequences than these are left use the running statistics in training too.
         shift: size of the random shift and scale injected after each norm.
     """
 
@@ -46,6 +48,7 @@ class Setting:
     average: str = "ema"
     ghosts: int = 1
     masked: bool = True
+    fewest: int = 1
     shift: float = 0.0
 
     def as_dict(self) -> dict[str, Any]:

@@ -7,12 +7,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from torch import nn
 
 from evenly.lab.data import load
 from evenly.lab.experiment import Result, Results
 from evenly.lab.experiments import DEFAULT, EXPERIMENTS, NAMES
+from evenly.lab.networks import build
 from evenly.lab.plan import plan
+from evenly.lab.plots import log_ticks
 from evenly.lab.report import Section, _finite
 from evenly.lab.setting import Setting
 
@@ -148,3 +151,60 @@ def test_family_gap_is_the_worst_task() -> None:
 
     assert behind(made, "batch") == pytest.approx(0.4)
     assert behind(made, "layer") == pytest.approx(0.1)
+
+
+def test_sequence_ways_are_told_apart() -> None:
+    """Every setting has a name of its own, and the verdicts take the accuracies of the right ones."""
+    from evenly.lab.experiments import sequence
+
+    final = {"none": 0.5, "layer": 0.9, "batch": 0.4, "batch, no masks": 0.7}
+    final |= {"batch, 4 or more": 0.8, "batch, on inputs": 0.95}
+    found = [
+        Result(setting, seed, {"step": [1], "accuracy": [final[name]], "by batch": final[name] / 2})
+        for name, setting in zip(sequence.WAYS, sequence.settings(False), strict=True)
+        for seed in (0, 1)
+    ]
+    verdicts = sequence.judge(Results(found))
+
+    assert list(Results(found).split(sequence.name_of)) == list(final)
+    assert [v.interval.value for v in verdicts] == pytest.approx([0.5, -0.3, -0.15, 0.4, 0.05])
+
+
+def test_few_sequences_left_use_the_running_statistics() -> None:
+    """Where fewer are left than asked for, a step's own statistics are neither used nor kept."""
+    data = load("vowels")
+    some = data.train.take(data.train.lengths.argsort()[-3:])
+    running = {}
+    for fewest in (1, 4):
+        setting = Setting(network="recurrent", norm="batch", data="vowels", depth=1, width=5, fewest=fewest)
+        network = build(setting, data, seed=0).train()
+        network(*some.inputs).sum().backward()
+        running[fewest] = network.norm.num_batches_tracked.item()
+
+    assert running == {1: int(some.lengths.max()), 4: 0}
+
+
+def test_a_norm_on_the_inputs_sees_all_steps_at_once() -> None:
+    """One mean per unit over all steps within the lengths, whatever stands beyond them."""
+    data = load("vowels")
+    some = data.train.take(data.train.lengths.argsort()[:4])
+    setting = Setting(network="recurrent", norm="batch", data="vowels", depth=1, width=5, place="inputs")
+    x, lengths = some.inputs
+    beyond = x.clone()
+    beyond[torch.arange(x.shape[1])[None] >= lengths[:, None]] = 100.0
+    means = []
+    for inputs in (x, beyond):
+        network = build(setting, data, seed=0).train()
+        network(inputs, lengths)
+        means.append(network.norm.running_mean / network.norm.momentum)
+    within = torch.cat([network.input(x[i, :n]) for i, n in enumerate(lengths)])
+
+    torch.testing.assert_close(means[0], within.mean(0))
+    torch.testing.assert_close(means[1], means[0])
+
+
+def test_log_ticks_are_few_and_round() -> None:
+    """Powers of ten over many decades, the values themselves where few, 1, 2 and 5 otherwise."""
+    assert log_ticks(0.001, 10, [0.001, 0.1, 10]) == [0.001, 0.01, 0.1, 1, 10]
+    assert log_ticks(1, 16, [1, 2, 4, 8, 16]) == [1, 2, 4, 8, 16]
+    assert log_ticks(5, 800, list(range(5, 800, 20))) == [5, 10, 20, 50, 100, 200, 500]

@@ -83,7 +83,7 @@ def charts(results: Results) -> list[plots.Chart]:
     axis = alt.Axis(format="~e", tickCount=6)
     lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=1.6)
     chart = lines.encode(
-        x=plots.steps_axis(log=True),
+        x=plots.log_axis("step", "training step", results[0].values["step"]),
         y=alt.Y("ratio:Q", title="gradient of the bias over the weight's", scale=scale, axis=axis),
         detail="seed:N",
         **look,

@@ -72,8 +72,8 @@ def charts(results: Results) -> list[plots.Chart]:
         ]
         look = plots.series(results.distinct("norm"))
         base = alt.Chart(alt.InlineData(values=rows)).encode(
-            x=alt.X("steps:Q", title="training steps", scale=alt.Scale(type="log"), axis=alt.Axis(format="~s")),
-            y=alt.Y("goal:O", title="test accuracy reached", sort="descending", axis=alt.Axis(format="%")),
+            x=plots.log_axis("steps", "training steps", [row["steps"] for row in rows]),
+            y=alt.Y("goal:O", title="test accuracy reached", sort="descending", axis=alt.Axis(format=".0%")),
             yOffset=alt.YOffset("norm:N"),
             color=look["color"],
         )

@@ -99,7 +99,7 @@ def charts(results: Results) -> list[plots.Chart]:
     return [
         plots.Chart(
             "distributions", "What enters the activations, step by step",
-            "Histograms over units and test samples of one seed, layer above layer; "
+            "Histograms over units and test samples of one seed, layer above layer, heights by the square root; "
             f"the outermost bars hold what lies beyond ±{EDGE:g}.",
             histograms(results.by_seed()[0], norms),
             plots.Slider("position", tuple(f"step {step:,}" for step in steps)),
@@ -126,7 +126,8 @@ def histograms(runs: Results, norms: list[str]) -> alt.LayerChart:
     ]  # fmt: skip
     position = alt.param(name="position", value=len(runs[0].values["step"]) - 1)
     base = alt.Chart(alt.InlineData(values=rows)).transform_filter("datum.i == position").encode(
-        x=alt.X("x:Q", title="input of the activation", scale=alt.Scale(domain=[-EDGE, EDGE])),
+        x=alt.X("x:Q", title="input of the activation", scale=alt.Scale(domain=[-EDGE, EDGE]),
+                axis=alt.Axis(values=list(range(int(-EDGE), int(EDGE) + 1)), format="d")),
         y=alt.Y("layer:Q", title="layer", axis=alt.Axis(values=list(range(1, layers(runs) + 1)), format="d"),
                 scale=alt.Scale(domain=[1, layers(runs) + 1])),
         y2="top:Q",

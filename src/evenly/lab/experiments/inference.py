@@ -124,12 +124,7 @@ def charts(results: Results) -> list[plots.Chart]:
     names = [*AVERAGES, EXACT, BATCH]
     colors = ["#56B4E9", "#0072B2", "#CC79A7", "#E69F00", "#009E73", "#7F7F7F", "#D55E00"]
     base = alt.Chart(alt.InlineData(values=plots.bands(groups))).encode(
-        x=alt.X(
-            "step:Q",
-            title="steps trained",
-            scale=alt.Scale(type="log", nice=False),
-            axis=alt.Axis(format="~g", tickCount=5),
-        ),
+        x=plots.log_axis("step", "steps trained", usual[0].values["step"]),
         y=plots.accuracy_axis(title="test accuracy in evaluation"),
         color=alt.Color("statistics:N", title=None, scale=alt.Scale(domain=names, range=colors)),
         tooltip=["statistics:N", "step:Q", alt.Tooltip("value:Q", format=".1%")],

@@ -110,7 +110,7 @@ def charts(results: Results) -> list[plots.Chart]:
 def extent(rows: list[dict[str, Any]]) -> list[float]:
     """What both panels must show: all percentiles, and the steep part of a sigmoid."""
     finite = [v for row in rows for v in (row["low"], row["high"]) if math.isfinite(v)]
-    return [min(-STEEP, *finite), max(STEEP, *finite)]
+    return [min(-1.2 * STEEP, *finite), max(1.2 * STEEP, *finite)]
 
 
 def percentile_chart(rows: list[dict[str, Any]], norm: str, domain: list[float], steps: alt.X) -> alt.LayerChart:

@@ -61,7 +61,9 @@ def charts(results: Results) -> list[plots.Chart]:
             for (norm, place), name in names.items()
             for row in plots.along(results.where(activation=activation, norm=norm, place=place), name)
         ]
-        chart = plots.curves(rows, list(names.values()), plots.steps_axis(log=True), points=False)
+        chart = plots.curves(
+            rows, list(names.values()), plots.log_axis("step", "training step", results[0].values["step"]), points=False
+        )
         made.append(plots.Chart(
             f"placement_{activation}", f"Before or after {activation}", "Means over seeds with 95 % intervals.", chart,
             half=True,

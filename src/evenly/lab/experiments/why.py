@@ -128,7 +128,14 @@ def charts(results: Results) -> list[plots.Chart]:
     def chart(value: str, title: str, *, share: bool = False) -> alt.LayerChart:
         rows = [row for name, runs in lines.items() for row in plots.along(runs, name, value, top=1 if share else None)]
         look: dict[str, Any] = {} if share else {"domain": None, "form": "~g"}
-        return plots.curves(rows, list(lines), plots.steps_axis(log=True), title, points=False, **look)
+        return plots.curves(
+            rows,
+            list(lines),
+            plots.log_axis("step", "training step", results[0].values["step"]),
+            title,
+            points=False,
+            **look,
+        )
 
     caption = "Means over seeds with 95 % intervals."
     return [
