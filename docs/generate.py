@@ -25,21 +25,14 @@ def explain() -> str:
 
 
 def claims() -> str:
-    """The table of claims of the committed run of the lab, those of its default form."""
+    """The claims of the lab's default experiments, as its committed quick run judged them."""
     from evenly.lab.experiments import DEFAULT
 
-    return _claims([r for r in _records() if r["experiment"] in DEFAULT])
-
-
-def _records() -> list[dict[str, Any]]:
-    records: list[dict[str, Any]] = json.loads((ROOT / "docs" / "results" / "claims.json").read_text("utf-8"))
-    return records
-
-
-def _claims(records: list[dict[str, Any]]) -> str:
-    lines = ["| claim | verdict | measured |", "|---|---|---|"]
+    lines = ["| claim | verdict | measured | seeds |", "|---|---|---|---:|"]
     lines += [
-        f"| {r['claim']} | {MARKS[r['outcome']]} {r['outcome']} | {r['about']}: {r['measured']} |" for r in records
+        f"| {r['claim']} | {MARKS[r['outcome']]} {r['outcome']} | {r['about']}: {r['measured']} | {r['seeds']} |"
+        for r in _lab("quick")["claims"]
+        if r["experiment"] in DEFAULT
     ]
     return "\n".join(lines)
 
@@ -47,27 +40,58 @@ def _claims(records: list[dict[str, Any]]) -> str:
 MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
 
 
+def _lab(form: str) -> dict[str, Any]:
+    """The committed run of the lab's quick or full form: its claims, and how and where it was run."""
+    run: dict[str, Any] = json.loads((ROOT / "docs" / "results" / f"lab_{form}.json").read_text("utf-8"))
+    return run
+
+
+def lab_runs() -> str:
+    """How long the two forms of the whole lab take, and what they find."""
+    lines = ["| command | cells | time | " + " | ".join(MARKS) + " |", "|---|---:|---:|" + "---:|" * len(MARKS)]
+    for form in ("quick", "full"):
+        run = _lab(form)
+        counts = [str(sum(r["outcome"] == outcome for r in run["claims"])) for outcome in MARKS]
+        lines.append(f"| `{run['command']}` | {run['cells']:,} | {run['minutes']} min | {' | '.join(counts)} |")
+    run = _lab("full")
+    return "\n".join(lines) + f"\n\nMeasured with `--jobs {run['jobs']}` on {run['machine']}, {run['note']}."
+
+
+def _both_forms() -> str:
+    """Every claim, as the full run and as the quick run judged it."""
+    full, quick = ([_judged(r) for r in _lab(form)["claims"]] for form in ("full", "quick"))
+    lines = ["| claim | number | full | quick |", "|---|---|---|---|"]
+    lines += [
+        f"| {r['claim']} | {r['about']} | {long} | {short} |"
+        for r, long, short in zip(_lab("full")["claims"], full, quick, strict=True)
+    ]
+    return "\n".join(lines)
+
+
+def _judged(record: dict[str, Any]) -> str:
+    return f"{MARKS[record['outcome']]} {record['outcome']}: {record['measured']}, n = {record['seeds']}"
+
+
 def story() -> str:
     """The story of batch normalization, its numbers from the committed runs of the lab."""
     import jinja2
 
-    records = _records()
+    runs = {form: _lab(form) for form in ("quick", "full")}
 
-    def seen(experiment: str, index: int) -> str:
-        found = [record for record in records if record["experiment"] == experiment]
-        if not found:
-            return f"> Not part of the committed run; `evenly lab {experiment}` measures it."
-        r = found[index]
-        return f"> {r['claim']}: **{r['outcome']}** ({r['about']}: {r['measured']}; {r['seeds']} runs)."
+    def seen(experiment: str, index: int, form: str = "full") -> str:
+        r = [record for record in runs[form]["claims"] if record["experiment"] == experiment][index]
+        measured = f"{r['measured']}; {r['seeds']} seeds" + ("" if form == "full" else f", {form} form")
+        return f"> {r['claim']}: **{r['outcome']}** ({r['about']}: {measured})."
 
     def picture(name: str, title: str) -> str:
-        there = (ROOT / "docs" / "assets" / "lab" / f"{name}.svg").exists()
-        return f"![{title}](assets/lab/{name}.svg)" if there else ""
+        file = f"assets/lab/{name}.svg"
+        if not (ROOT / "docs" / file).exists():
+            raise SystemExit(f"the story shows docs/{file}, which is not there; copy it from a full run's charts")
+        return f"![{title}]({file})"
 
     environment = jinja2.Environment(undefined=jinja2.StrictUndefined, keep_trailing_newline=True)
-    template = environment.from_string((ROOT / "docs" / "story.md.j2").read_text("utf-8"))
-    text = template.render(seen=seen, picture=picture, table=_claims(records))
-    return re.sub(r"\n{3,}", "\n\n", text)  # where a picture is not there
+    template = environment.from_string((ROOT / "docs" / "templates" / "story.md.j2").read_text("utf-8"))
+    return template.render(seen=seen, picture=picture, table=_both_forms(), **runs)
 
 
 def bench() -> str:
@@ -157,6 +181,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench-files": bench_files,
     "training-step": training_step,
     "sync": sync,
+    "lab-runs": lab_runs,
 }
 
 

@@ -43,8 +43,9 @@ def test_a_stale_part_is_named_and_mended(
         "outcome": "holds",
         "about": "accuracy",
         "measured": "92.0 % [89.5, 94.5]",
+        "seeds": 3,
     }
-    (results / "claims.json").write_text(json.dumps([record]))
+    (results / "lab_quick.json").write_text(json.dumps({"claims": [record]}))
     monkeypatch.setattr(generate, "ROOT", tmp_path)
     monkeypatch.setattr(generate, "PAGES", {})
 
@@ -52,7 +53,7 @@ def test_a_stale_part_is_named_and_mended(
     assert "stale: README.md" in capsys.readouterr().out
     assert "old" in page.read_text()
     assert generate.main([]) == 0
-    assert "| It trains. | ✓ holds | accuracy: 92.0 % [89.5, 94.5] |" in page.read_text()
+    assert "| It trains. | ✓ holds | accuracy: 92.0 % [89.5, 94.5] | 3 |" in page.read_text()
     assert page.read_text().endswith("<!-- end claims -->\n\nafter\n")
     assert generate.main(["--check"]) == 0
 
