@@ -135,32 +135,25 @@ struct Walker {
         out.end(dx + k, n);
     }
 
-    // The same for a tile of columns; the input's last rows first.
+    // What the sums will read next.
+    void ahead(i64 k, i64 n) const {
+        prefetch(dy + k, n);
+        prefetch(x + k, n);
+    }
+
+    // The same for a tile of columns.
     void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
                    A* g_each, A* gd_each) const {
-        i64 r = 0;
-        for (; plain && r + 4 <= rows; r += 4) {
-            const i64 k = block.base + (row + r) * block.pitch + column;
-            with_kind(f.kind, [&](auto kind) {
-                slope_add_rows<decltype(kind)::value>(dy + k, x + k, block.pitch, n, affine, arg, g_each,
-                                                      gd_each);
-            });
+        for (i64 r = row; r < row + rows; ++r) {
+            const i64 k = block.base + r * block.pitch + column;
+            if (block.apart && r + 1 < row + rows) ahead(k + block.pitch, n);
+            add(k, n, affine, g_each, gd_each);
         }
-        for (; r < rows; ++r) add(block.base + (row + r) * block.pitch + column, n, affine, g_each, gd_each);
     }
 
     void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
                      Out<T>& out) const {
-        i64 r = rows;
-        for (; plain && f.measured && r >= 2; r -= 2) {
-            const i64 k = block.base + (row + r - 2) * block.pitch + column;
-            with_kind(f.kind, [&](auto kind) {
-                input_rows<decltype(kind)::value>(dy + k, x + k, block.pitch, n, affine, arg,
-                                                  out.begin(dx + k), out.pitch(block.pitch));
-            });
-            out.end_rows(dx + k, block.pitch, 2, n);
-        }
-        while (r-- > 0) input(block.base + (row + r) * block.pitch + column, n, affine, out);
+        for (i64 r = row; r < row + rows; ++r) input(block.base + r * block.pitch + column, n, affine, out);
     }
 
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
@@ -212,11 +205,14 @@ struct Walker {
 
 template <class T>
 void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const Sums& sums) const {
-    const i64 channels_per_set = p.inner / p.stride;
+    const i64 channels_per_set = p.inner / p.stride, length = share.inner.end - share.inner.begin;
+    const bool apart =
+        (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
             const i64 first = base / p.stride % p.channels, slot = (g - groups.begin) * channels_per_set;
+            if (apart && b + 1 < share.batch.end) ahead(base + share.inner.begin + p.row(), length);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
@@ -316,9 +312,9 @@ void Walker<T>::columns() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
     const ColumnTasks tasks = column_tasks(p, element, f.threads);
     const i64 width = tasks.width * tasks.fold, partials = p.outer * p.channels;
-    const i64 slots = tasks.width / p.stride;
-    const i64 each =
-        2 * Arena::size_of<double>(width) + 5 * Arena::size_of<A>(width) + 2 * Arena::size_of<double>(slots);
+    const i64 slots = width / p.stride, channels_per_set = p.inner / p.stride;
+    const i64 each = 2 * Arena::size_of<double>(slots) + 5 * Arena::size_of<A>(width) +
+                     2 * Arena::size_of<double>(channels_per_set);
     const i64 head = Arena::size_of<Sums>(f.threads);
     Arena arena{scratch(2 * Arena::size_of<double>(partials) + head + each * f.threads)};
     const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
@@ -329,10 +325,10 @@ void Walker<T>::columns() const {
         Out<T> out{streams, {}};
         Arena own{memory + team.index * each};
         Sums& mine = parts[team.index];
-        mine = {own.take<double>(width), own.take<double>(width)};
+        mine = {own.take<double>(slots), own.take<double>(slots)};
         A *m = own.take<A>(width), *s = own.take<A>(width), *b = own.take<A>(width);
         A *ps = own.take<A>(width), *qs = own.take<A>(width);
-        const Sums channel{own.take<double>(slots), own.take<double>(slots)};
+        const Sums channel{own.take<double>(channels_per_set), own.take<double>(channels_per_set)};
         const Columns<A> affine{m, s, b, ps, qs};
         const Team alone;
         const Team& sharing = tasks.teams ? team : alone;
@@ -341,18 +337,27 @@ void Walker<T>::columns() const {
             std::fill(g, g + n, A(0));
             std::fill(gd, gd + n, A(0));
             add_block(block, row, rows, column, n, affine.from(column), g, gd);
-            for (i64 c = 0; c < n; ++c) mine.g[column + c] += g[c], mine.gd[column + c] += gd[c];
+            if (p.stride == 1) {
+#pragma omp simd
+                for (i64 c = 0; c < n; ++c) mine.g[column + c] += g[c], mine.gd[column + c] += gd[c];
+                return;
+            }
+            for_slots(p.stride, column, n, [&](i64 slot, i64 first, i64 length) {
+                double all_g = 0, all_gd = 0;
+#pragma omp simd reduction(+ : all_g, all_gd)
+                for (i64 c = first; c < first + length; ++c) all_g += g[c], all_gd += gd[c];
+                mine.g[slot] += all_g, mine.gd[slot] += all_gd;
+            });
         };
-        // The sums of sets [begin, end): over the team's parts, the folded rows, the columns of each channel.
+        // The sums of sets [begin, end): over the team's parts and the folded rows.
         const auto merge = [&](const Block& block, Range sets, i64 first_set, const Sums* all, int size) {
-            const i64 channels_per_set = p.inner / p.stride;
             for (i64 set = sets.begin; set < sets.end; ++set) {
                 for (i64 c = 0; c < channels_per_set; ++c) {
                     double g = 0, gd = 0;
                     for (int t = 0; t < size; ++t)
                         for (i64 j = 0; j < block.fold; ++j) {
-                            const i64 at = j * block.columns + set * p.inner + c * p.stride;
-                            for (i64 i = at; i < at + p.stride; ++i) g += all[t].g[i], gd += all[t].gd[i];
+                            const i64 slot = (j * block.columns + set * p.inner) / p.stride + c;
+                            g += all[t].g[slot], gd += all[t].gd[slot];
                         }
                     channel.g[c] = g, channel.gd[c] = gd;
                 }
@@ -365,7 +370,7 @@ void Walker<T>::columns() const {
             const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
             if (f.sum) {
-                mine.clear(block.width);
+                mine.clear(slots);
                 for_column_tiles(block, sharing, false,
                                  [&](i64 row, i64 rows, i64 c, i64 n) { sum_tile(block, row, rows, c, n); });
                 sharing.barrier();

@@ -128,21 +128,9 @@ struct Walker {
         out.end(y + k, n);
     }
 
-    // y of a tile of columns, its last rows first.
     void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
                      Out<T>& out) const {
-        i64 r = rows;
-        if (residual == nullptr && !f.zeroes) {
-            for (; r >= 4; r -= 4) {
-                const i64 k = block.base + (row + r - 4) * block.pitch + column;
-                with_kind(f.kind, [&](auto kind) {
-                    apply_rows<decltype(kind)::value>(x + k, block.pitch, n, affine, arg, out.begin(y + k),
-                                                      out.pitch(block.pitch));
-                });
-                out.end_rows(y + k, block.pitch, 4, n);
-            }
-        }
-        while (r-- > 0) apply(block.base + (row + r) * block.pitch + column, n, affine, out);
+        for (i64 r = row; r < row + rows; ++r) apply(block.base + r * block.pitch + column, n, affine, out);
     }
 
     void planes() const;
@@ -150,23 +138,35 @@ struct Walker {
     void rows() const;
     void measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const;
     void apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const;
-    struct ColumnMoments {
+    struct SlotMoments {
         double *count, *mean, *m2;
+
+        Moments at(i64 slot) const { return {count[slot], mean[slot], m2[slot]}; }
+        void merge(i64 slot, const Moments& other) const {
+            Moments all = at(slot);
+            all.merge(other);
+            count[slot] = all.count, mean[slot] = all.mean, m2[slot] = all.m2;
+        }
     };
-    void measure_tile(const Block&, i64 row, i64 rows, i64 column, i64 n, const ColumnMoments& seen) const;
+    void measure_tile(const Block&, i64 row, i64 rows, i64 column, i64 n, const SlotMoments& seen) const;
+    void shift_columns(const T*, i64 pitch, i64 rows, i64 n, const SlotMoments&, i64 column, A* shift) const;
+    void merge_columns(double added, i64 n, const A*, const A*, const A*, const SlotMoments&, i64 column) const;
     void measure_tile_masked(const Block&, i64 row, i64 rows, i64 column, i64 n,
-                             const ColumnMoments& seen) const;
-    void merge_columns(const Block&, Range sets, const ColumnMoments* parts, int size, i64 first_set) const;
+                             const SlotMoments& seen) const;
+    void merge_slots(const Block&, Range sets, const SlotMoments* parts, int size, i64 first_set) const;
 };
 
 template <class T>
 void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const {
     const i64 length = share.inner.end - share.inner.begin;
+    const bool apart =
+        (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 k = ((o * p.batch + b) * p.group + g) * p.inner + share.inner.begin;
             Sweep<T>& sweep = sweeps[g - groups.begin];
+            if (apart && b + 1 < share.batch.end) prefetch(x + k + p.row(), length);
             if (!f.weighs) {
                 sweep.add(x + k, length);
             } else {
@@ -245,49 +245,68 @@ void Walker<T>::planes() const {
 
 template <class T>
 void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, i64 n,
-                             const ColumnMoments& seen) const {
+                             const SlotMoments& seen) const {
     const T* first = x + block.base + row * block.pitch + column;
-    double *count_ = seen.count + column, *mean_ = seen.mean + column, *m2_ = seen.m2 + column;
     alignas(kLine) A shift[kTile], s1[kTile], s2[kTile];
-    if (!f.centered) {
-        std::fill(shift, shift + n, A(0));
-    } else if (count_[0] > 0) {
-        for (i64 c = 0; c < n; ++c) shift[c] = static_cast<A>(mean_[c]);
+    if (p.stride == 1) {
+        shift_columns(first, block.pitch, std::min<i64>(8, rows), n, seen, column, shift);
     } else {
-        const i64 few = std::min<i64>(8, rows);
-        for (i64 c = 0; c < n; ++c) shift[c] = load(first + c);
-        for (i64 r = 1; r < few; ++r)
-            for (i64 c = 0; c < n; ++c) shift[c] += load(first + r * block.pitch + c);
-        for (i64 c = 0; c < n; ++c) shift[c] *= A(1) / A(few);
+        for_slots(p.stride, column, n, [&](i64 slot, i64 i, i64 length) {
+            const A about = seen.count[slot] > 0 ? static_cast<A>(seen.mean[slot])
+                                                 : mean_of<T, A>(first + i, std::min<i64>(16, length));
+            std::fill(shift + i, shift + i + length, f.centered ? about : A(0));
+        });
     }
     std::fill(s1, s1 + n, A(0));
     std::fill(s2, s2 + n, A(0));
-    i64 r = 0;
-    for (; r + 4 <= rows; r += 4) {
-        const T *x0 = first + r * block.pitch, *x1 = x0 + block.pitch, *x2 = x1 + block.pitch,
-                *x3 = x2 + block.pitch;
+    for (i64 r = 0; r < rows; ++r) {
+        const T* at = first + r * block.pitch;
+        if (block.apart && r + 1 < rows) prefetch(at + block.pitch, n);
 #pragma omp simd
         for (i64 c = 0; c < n; ++c) {
-            const A d0 = load(x0 + c) - shift[c], d1 = load(x1 + c) - shift[c];
-            const A d2 = load(x2 + c) - shift[c], d3 = load(x3 + c) - shift[c];
-            s1[c] += (d0 + d1) + (d2 + d3);
-            s2[c] += fma(d0, d0, d1 * d1) + fma(d2, d2, d3 * d3);
-        }
-    }
-    for (; r < rows; ++r) {
-        const T* x0 = first + r * block.pitch;
-#pragma omp simd
-        for (i64 c = 0; c < n; ++c) {
-            const A d = load(x0 + c) - shift[c];
+            const A d = load(at + c) - shift[c];
             s1[c] += d;
             s2[c] = fma(d, d, s2[c]);
         }
     }
-    const double added = static_cast<double>(rows);
+    if (p.stride == 1) return merge_columns(static_cast<double>(rows), n, shift, s1, s2, seen, column);
+    for_slots(p.stride, column, n, [&](i64 slot, i64 i, i64 length) {
+        double all1 = 0, all2 = 0;
+#pragma omp simd reduction(+ : all1, all2)
+        for (i64 c = i; c < i + length; ++c) all1 += s1[c], all2 += s2[c];
+        const double added = static_cast<double>(rows * length);
+        seen.merge(slot, about_shift(added, shift[i], all1, all2, f.centered));
+    });
+}
+
+// What to sum the columns of a tile about: the mean seen so far, or that of a few rows.
+template <class T>
+void Walker<T>::shift_columns(const T* first, i64 pitch, i64 rows, i64 n, const SlotMoments& seen, i64 column,
+                              A* shift) const {
+    if (!f.centered) {
+        std::fill(shift, shift + n, A(0));
+    } else if (seen.count[column] > 0) {
+        for (i64 c = 0; c < n; ++c) shift[c] = static_cast<A>(seen.mean[column + c]);
+    } else {
+        for (i64 c = 0; c < n; ++c) shift[c] = load(first + c);
+        for (i64 r = 1; r < rows; ++r)
+            for (i64 c = 0; c < n; ++c) shift[c] += load(first + r * pitch + c);
+        for (i64 c = 0; c < n; ++c) shift[c] *= A(1) / A(rows);
+    }
+}
+
+// Where every column is a slot, all of a tile have seen equally many rows: none needs a division.
+template <class T>
+void Walker<T>::merge_columns(double added, i64 n, const A* shift, const A* s1, const A* s2,
+                              const SlotMoments& seen, i64 column) const {
+    double *count_ = seen.count + column, *mean_ = seen.mean + column, *m2_ = seen.m2 + column;
+    const double total = count_[0] + added, each = 1 / added, share = added / total;
+    const double both = count_[0] * share;
+#pragma omp simd
     for (i64 c = 0; c < n; ++c) {
-        const Moments tile = about_shift(added, shift[c], s1[c], s2[c], f.centered);
-        const double total = count_[c] + added, share = added / total, delta = tile.mean - mean_[c];
-        m2_[c] += tile.m2 + delta * delta * (count_[c] * share);
+        const double about = s1[c] * each, m2 = f.centered ? s2[c] - s1[c] * about : s2[c];
+        const double delta = f.centered ? shift[c] + about - mean_[c] : 0;
+        m2_[c] += (m2 < 0 ? 0 : m2) + delta * delta * both;
         mean_[c] += delta * share;
         count_[c] = total;
     }
@@ -295,7 +314,7 @@ void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, 
 
 template <class T>
 void Walker<T>::measure_tile_masked(const Block& block, i64 row, i64 rows, i64 column, i64 n,
-                                    const ColumnMoments& seen) const {
+                                    const SlotMoments& seen) const {
     A buffer[kTile], weight[kTile] = {}, about[kTile] = {}, s1[kTile] = {}, s2[kTile] = {};
     const auto each_row = [&](const auto& body) {
         for (i64 r = 0; r < rows; ++r) {
@@ -319,32 +338,27 @@ void Walker<T>::measure_tile_masked(const Block& block, i64 row, i64 rows, i64 c
             s2[c] = fma(m[c] * d, d, s2[c]);
         }
     });
-    for (i64 c = 0; c < n; ++c) {
-        Moments all{seen.count[column + c], seen.mean[column + c], seen.m2[column + c]};
-        all.merge(about_shift(weight[c], about[c], s1[c], s2[c], f.centered));
-        seen.count[column + c] = all.count, seen.mean[column + c] = all.mean, seen.m2[column + c] = all.m2;
-    }
+    for (i64 c = 0; c < n; ++c)
+        seen.merge((column + c) / p.stride, about_shift(weight[c], about[c], s1[c], s2[c], f.centered));
 }
 
-// The moments of sets, pooled over the team's parts, the folded rows and the columns of each set.
+// The moments of sets, pooled over the team's parts, the folded rows and the channels of each set.
 template <class T>
-void Walker<T>::merge_columns(const Block& block, Range sets, const ColumnMoments* parts, int size,
-                              i64 first_set) const {
+void Walker<T>::merge_slots(const Block& block, Range sets, const SlotMoments* parts, int size,
+                            i64 first_set) const {
+    const i64 channels_per_set = p.inner / p.stride, slots = block.columns / p.stride;
+    const auto each = [&](i64 set, const auto& body) {
+        for (int t = 0; t < size; ++t)
+            for (i64 j = 0; j < block.fold; ++j)
+                for (i64 i = 0; i < channels_per_set; ++i)
+                    body(parts[t].at(j * slots + set * channels_per_set + i));
+    };
     for (i64 set = sets.begin; set < sets.end; ++set) {
-        const auto each = [&](const auto& body) {
-            for (int t = 0; t < size; ++t)
-                for (i64 j = 0; j < block.fold; ++j)
-                    for (i64 i = 0; i < p.inner; ++i) body(parts[t], j * block.columns + set * p.inner + i);
-        };
         double n = 0, sum = 0, m2_all = 0;
-        each([&](const ColumnMoments& part, i64 c) {
-            n += part.count[c];
-            sum += part.count[c] * part.mean[c];
-        });
+        each(set, [&](const Moments& m) { n += m.count, sum += m.count * m.mean; });
         const double center = n > 0 ? sum / n : 0;
-        each([&](const ColumnMoments& part, i64 c) {
-            const double delta = part.mean[c] - center;
-            m2_all += part.m2[c] + part.count[c] * delta * delta;
+        each(set, [&](const Moments& m) {
+            m2_all += m.m2 + m.count * (m.mean - center) * (m.mean - center);
         });
         finish(first_set + set, {n, center, m2_all});
     }
@@ -354,17 +368,17 @@ template <class T>
 void Walker<T>::columns() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
     const ColumnTasks tasks = column_tasks(p, element, f.threads);
-    const i64 width = tasks.width * tasks.fold;
-    const i64 each = 3 * (Arena::size_of<double>(width) + Arena::size_of<A>(width));
-    const i64 head = Arena::size_of<ColumnMoments>(f.threads);
+    const i64 width = tasks.width * tasks.fold, slots = width / p.stride;
+    const i64 each = 3 * (Arena::size_of<double>(slots) + Arena::size_of<A>(width));
+    const i64 head = Arena::size_of<SlotMoments>(f.threads);
     char* memory = scratch(head + each * f.threads);
-    ColumnMoments* parts = reinterpret_cast<ColumnMoments*>(memory);
+    SlotMoments* parts = reinterpret_cast<SlotMoments*>(memory);
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
         Out<T> out{streams, {}};
         Arena arena{memory + head + team.index * each};
-        ColumnMoments& mine = parts[team.index];
-        mine = {arena.take<double>(width), arena.take<double>(width), arena.take<double>(width)};
+        SlotMoments& mine = parts[team.index];
+        mine = {arena.take<double>(slots), arena.take<double>(slots), arena.take<double>(slots)};
         A *m = arena.take<A>(width), *s = arena.take<A>(width), *b = arena.take<A>(width);
         const Team alone;
         const Team& sharing = tasks.teams ? team : alone;
@@ -372,15 +386,13 @@ void Walker<T>::columns() const {
             const Block block(p, tasks, task);
             const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
             if (f.measure) {
-                std::fill(mine.count, mine.count + block.width, 0.0);
-                std::fill(mine.mean, mine.mean + block.width, 0.0);
-                std::fill(mine.m2, mine.m2 + block.width, 0.0);
+                for (double* moment : {mine.count, mine.mean, mine.m2}) std::fill(moment, moment + slots, 0.0);
                 for_column_tiles(block, sharing, false, [&](i64 row, i64 rows, i64 column, i64 n) {
                     f.weighs ? measure_tile_masked(block, row, rows, column, n, mine)
                              : measure_tile(block, row, rows, column, n, mine);
                 });
                 sharing.barrier();
-                merge_columns(block, sharing.share(block.columns / p.inner), tasks.teams ? parts : &mine,
+                merge_slots(block, sharing.share(block.columns / p.inner), tasks.teams ? parts : &mine,
                               sharing.size, first_set);
                 sharing.barrier();
             }

@@ -6,10 +6,12 @@
 #include <algorithm>
 #include <atomic>
 #include <cmath>
+#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <memory>
 #include <new>
+#include <string>
 
 namespace evenly {
 
@@ -145,14 +147,34 @@ int threads_for(i64 bytes, int wanted) {
     return static_cast<int>(std::min<i64>(wanted, bytes / kEach));
 }
 
+namespace {
+
+// "1024K" of Linux's own description; sysconf may report the caches of the whole package, of which
+// a virtual machine has a share.
+i64 cache_size(int index, long otherwise) {
+    const std::string path = "/sys/devices/system/cpu/cpu0/cache/index" + std::to_string(index) + "/size";
+    i64 size = 0;
+    char unit = 0;
+    if (std::FILE* file = std::fopen(path.c_str(), "r")) {
+        long number = 0;
+        if (std::fscanf(file, "%ld%c", &number, &unit) >= 1)
+            size = number << (unit == 'M' ? 20 : unit == 'K' ? 10 : 0);
+        std::fclose(file);
+    }
+    return size > 0 ? size : otherwise;
+}
+
+}  // namespace
+
 const Caches& caches() {
     static const Caches found = [] {
-        Caches c{1 << 20, 32 << 20};
+        long l2 = 0, l3 = 0;
 #if defined(_SC_LEVEL2_CACHE_SIZE)
-        const long l2 = sysconf(_SC_LEVEL2_CACHE_SIZE), l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
-        if (l2 > 0) c.l2 = l2;
-        c.last = l3 > 0 ? l3 : std::max<i64>(c.l2, c.last);
+        l2 = sysconf(_SC_LEVEL2_CACHE_SIZE), l3 = sysconf(_SC_LEVEL3_CACHE_SIZE);
 #endif
+        Caches c{cache_size(2, l2), cache_size(3, l3)};
+        if (c.l2 <= 0) c.l2 = 1 << 20;
+        if (c.last <= 0) c.last = std::max<i64>(c.l2, 32 << 20);
         return c;
     }();
     return found;

@@ -87,21 +87,6 @@ inline void apply_tile(const T* x, i64 n, const Affine& f, A arg, Y* y) {
         store(y + i, activate<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg));
 }
 
-// The same for four rows `pitch` apart, which share what belongs to their columns.
-template <Kind K, class T, class A>
-inline void apply_rows(const T* x, i64 pitch, i64 n, const Columns<A>& f, A arg, T* y, i64 y_pitch) {
-    const T *x0 = x, *x1 = x + pitch, *x2 = x + 2 * pitch, *x3 = x + 3 * pitch;
-    T *y0 = y, *y1 = y + y_pitch, *y2 = y + 2 * y_pitch, *y3 = y + 3 * y_pitch;
-#pragma omp simd
-    for (i64 i = 0; i < n; ++i) {
-        const A m = f.mean(i), s = f.scale(i), b = f.bias(i);
-        store(y0 + i, activate<K>(fma(load(x0 + i) - m, s, b), arg));
-        store(y1 + i, activate<K>(fma(load(x1 + i) - m, s, b), arg));
-        store(y2 + i, activate<K>(fma(load(x2 + i) - m, s, b), arg));
-        store(y3 + i, activate<K>(fma(load(x3 + i) - m, s, b), arg));
-    }
-}
-
 template <class T, class A, class Affine>
 inline void affine_tile(const T* x, const T* residual, i64 n, const Affine& f, A* z) {
     if (residual == nullptr) return apply_tile<Kind::identity>(x, n, f, A(0), z);
@@ -170,25 +155,6 @@ inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, A arg, A*
     }
 }
 
-// The same for four rows `pitch` apart.
-template <Kind K, class T, class A>
-inline void slope_add_rows(const T* dy, const T* x, i64 pitch, i64 n, const Columns<A>& f, A arg, A* sum_g,
-                           A* sum_gd) {
-    const T *x0 = x, *x1 = x + pitch, *x2 = x + 2 * pitch, *x3 = x + 3 * pitch;
-    const T *v0 = dy, *v1 = dy + pitch, *v2 = dy + 2 * pitch, *v3 = dy + 3 * pitch;
-#pragma omp simd
-    for (i64 i = 0; i < n; ++i) {
-        const A m = f.mean(i), s = f.scale(i), b = f.bias(i);
-        const A d0 = load(x0 + i) - m, d1 = load(x1 + i) - m, d2 = load(x2 + i) - m, d3 = load(x3 + i) - m;
-        const A g0 = load(v0 + i) * slope<K>(fma(d0, s, b), arg),
-                g1 = load(v1 + i) * slope<K>(fma(d1, s, b), arg);
-        const A g2 = load(v2 + i) * slope<K>(fma(d2, s, b), arg),
-                g3 = load(v3 + i) * slope<K>(fma(d3, s, b), arg);
-        sum_g[i] += (g0 + g1) + (g2 + g3);
-        sum_gd[i] += fma(g0, d0, g1 * d1) + fma(g2, d2, g3 * d3);
-    }
-}
-
 // dx straight from dy and x.
 template <Kind K, class T, class A, class Affine>
 inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, A arg, T* dx) {
@@ -197,23 +163,6 @@ inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, A arg, T
         const A d = load(x + i) - f.mean(i);
         const A g = load(dy + i) * slope<K>(fma(d, f.scale(i), f.bias(i)), arg);
         store(dx + i, fma(f.scale(i), g, fma(f.p(i), d, f.q(i))));
-    }
-}
-
-// The same for two rows `pitch` apart.
-template <Kind K, class T, class A>
-inline void input_rows(const T* dy, const T* x, i64 pitch, i64 n, const Columns<A>& f, A arg, T* dx,
-                       i64 dx_pitch) {
-    const T *x0 = x, *x1 = x + pitch, *v0 = dy, *v1 = dy + pitch;
-    T *out0 = dx, *out1 = dx + dx_pitch;
-#pragma omp simd
-    for (i64 i = 0; i < n; ++i) {
-        const A m = f.mean(i), s = f.scale(i), b = f.bias(i), p = f.p(i), q = f.q(i);
-        const A d0 = load(x0 + i) - m, d1 = load(x1 + i) - m;
-        const A g0 = load(v0 + i) * slope<K>(fma(d0, s, b), arg),
-                g1 = load(v1 + i) * slope<K>(fma(d1, s, b), arg);
-        store(out0 + i, fma(s, g0, fma(p, d0, q)));
-        store(out1 + i, fma(s, g1, fma(p, d1, q)));
     }
 }
 
@@ -323,19 +272,15 @@ inline i64 tile_length(const T* y, i64 n) {
     return kTile - past;
 }
 
-// A tile's output (or that of a few rows): the memory itself, or a buffer that is streamed there.
+// A tile's output: the memory itself, or a buffer that is streamed there.
 template <class T>
 struct Out {
     bool streams;
-    alignas(kLine) T buffer[4 * kTile];
+    alignas(kLine) T buffer[kTile];
 
     T* begin(T* y) { return streams ? buffer : y; }
     void end(T* y, i64 n) {
         if (streams) stream(y, buffer, n);
-    }
-    i64 pitch(i64 of_y) const { return streams ? kTile : of_y; }
-    void end_rows(T* y, i64 of_y, i64 rows, i64 n) {
-        for (i64 r = 0; streams && r < rows; ++r) stream(y + r * of_y, buffer + r * kTile, n);
     }
 };
 

@@ -54,6 +54,16 @@ struct PlaneShare {
           inner(p.batch >= team.size ? Range{0, p.inner} : team.share(p.inner)) {}
 };
 
+// A stretch shorter than this ends before the hardware has seen that it is one, so the stretch that
+// follows it is asked for meanwhile, into L2.
+constexpr i64 kShortStretch = 16384;  // bytes
+
+template <class T>
+inline void prefetch(const T* p, i64 n) {
+    constexpr i64 line = kLine / static_cast<i64>(sizeof(T));
+    for (i64 i = 0; i < n; i += line) __builtin_prefetch(p + i, 0, 2);
+}
+
 // Visit the stretches of one channel in elements [begin, end) of the chunk that starts at `base`:
 // visit(first element, length, channel within the set).
 template <class Visit>
@@ -77,7 +87,8 @@ inline void for_tiles(const T* out, i64 k, i64 n, const Visit& visit) {
 }
 
 // A walk over columns: blocks of neighbouring columns, whole sets each. Narrow rows are laid side
-// by side (`fold` of them) so that a tile is long; what is left over is one shorter row.
+// by side (`fold` of them) so that a tile is long; what is left over is one shorter row. Rows are
+// read one after the other: reading several in step halves what the prefetcher can do.
 struct ColumnTasks {
     i64 width, per_outer, fold;
     bool teams;  // the rows of each block are shared by all threads
@@ -88,6 +99,10 @@ inline ColumnTasks column_tasks(const Partition& p, i64 bytes_per_element, int t
     const i64 row = p.row(), sets_per_tile = std::max<i64>(1, std::min(kTile, row) / p.inner);
     const i64 blocks = std::max<i64>(1, 2 * threads / p.outer);  // so that every thread has two
     i64 width = std::min(sets_per_tile, std::max<i64>(1, p.group / blocks)) * p.inner;
+    // Blocks of whole cache lines: a line that two of them share cannot be streamed.
+    i64 whole = p.inner;
+    while (whole % (kLine / 4) != 0 && 2 * whole <= width) whole *= 2;
+    if (whole % (kLine / 4) == 0) width = width / whole * whole;
     const bool fits = p.batch * width * bytes_per_element <= caches().l2 * 3 / 4;
     const bool long_enough = width == row || width * bytes_per_element >= 4 * kLine;
     const bool alone = p.outer >= threads || (long_enough && (fits || p.stride > 1));
@@ -101,6 +116,7 @@ inline ColumnTasks column_tasks(const Partition& p, i64 bytes_per_element, int t
 // at element `base`, and a last row of only `rest`.
 struct Block {
     i64 base, rows, width, pitch, rest;
+    bool apart;                       // a row ends long before the next begins
     i64 first_column, columns, fold;  // before folding
 
     Block(const Partition& p, const ColumnTasks& tasks, i64 task) {
@@ -113,6 +129,7 @@ struct Block {
         width = fold * columns;
         pitch = fold * p.row();
         rest = p.batch % fold * columns;
+        apart = width < pitch;
     }
 };
 
@@ -146,6 +163,18 @@ inline void for_channels(const Partition& p, const Block& block, const Visit& vi
     for (i64 i = 0, within = 0; column < block.columns; ++i, column += p.stride) {
         visit(column, p.stride, set, first + i);
         if (++within == channels_per_set) within = 0, ++set;
+    }
+}
+
+// Cut columns [column, column + n) where the channel changes: visit(slot, first, length), `first`
+// counted from `column`. A slot is one channel of one folded row.
+template <class Visit>
+inline void for_slots(i64 stride, i64 column, i64 n, const Visit& visit) {
+    for (i64 first = 0; first < n;) {
+        const i64 slot = (column + first) / stride;
+        const i64 length = std::min((slot + 1) * stride - column, n) - first;
+        visit(slot, first, length);
+        first += length;
     }
 }
 
