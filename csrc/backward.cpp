@@ -47,7 +47,7 @@ struct Walker {
           dx(static_cast<T*>(call.dx)),
           dresidual(static_cast<T*>(call.dresidual)),
           arg(static_cast<A>(call.arg)),
-          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4),
+          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8),
           plain(call.bits == nullptr && residual == nullptr && mask == nullptr && dresidual == nullptr) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {

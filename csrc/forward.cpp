@@ -91,7 +91,7 @@ struct Walker {
           rstd(static_cast<A*>(call.rstd)),
           count(static_cast<A*>(call.count)),
           arg(static_cast<A>(call.arg)),
-          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 4) {}
+          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
