@@ -18,6 +18,12 @@ struct Sums {
 };
 
 template <class T>
+struct Outs {
+    Out<T> dx, dresidual;
+    explicit Outs(bool streams) : dx{streams, {}}, dresidual{streams, {}} {}
+};
+
+template <class T>
 struct Walker {
     using A = accumulator_t<T>;
     const Backward& f;
@@ -28,7 +34,7 @@ struct Walker {
     T *dx, *dresidual;
     A arg;
     bool streams;
-    bool plain;  // the slope comes from x alone, and nothing is masked
+    bool lists;  // slopes do not come from x alone
 
     explicit Walker(const Backward& call)
         : f(call),
@@ -48,36 +54,49 @@ struct Walker {
           dresidual(static_cast<T*>(call.dresidual)),
           arg(static_cast<A>(call.arg)),
           streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8),
-          plain(call.bits == nullptr && residual == nullptr && mask == nullptr && dresidual == nullptr) {}
+          lists(call.bits != nullptr || residual != nullptr || dresidual != nullptr) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
     }
 
-    // g and d of elements k … k + n.
+    // Call use(slopes) with where the slopes of elements k … k + n come from.
+    template <class Affine, class Use>
+    void with_slopes(i64 k, i64 n, const Affine& affine, const Use& use) const {
+        if (!lists) return with_kind(f.kind, [&](auto kind) { use(OfZ<decltype(kind)::value, A>{arg}); });
+        alignas(kLine) A slopes[kTile];
+        list_slopes(k, n, affine, slopes);
+        use(Listed<A>{slopes});
+    }
+
     template <class Affine>
-    void slopes(i64 k, i64 n, const Affine& affine, A* g, A* d) const {
-        A buffer[kTile];
-        if (f.bits) read_bits(f.bits, k, n, f.kind == Kind::leaky_relu ? arg : A(0), buffer);
+    void list_slopes(i64 k, i64 n, const Affine& affine, A* slopes) const {
+        if (f.bits) return read_bits(f.bits, k, n, f.kind == Kind::leaky_relu ? arg : A(0), slopes);
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
-            slope_tile<K>(dy + k, x + k, residual ? residual + k : nullptr, f.bits ? buffer : nullptr, n,
-                          affine, arg, g, d);
+            if (residual) return slopes_with<K>(residual + k, x + k, n, affine, arg, slopes);
+            apply_slopes<K>(x + k, n, affine, arg, slopes);
         });
+    }
+
+    // g and d of elements k … k + n, 0 where the mask zeroes.
+    template <class Affine>
+    void masked(i64 k, i64 n, const Affine& affine, A* g, A* d) const {
+        with_slopes(k, n, affine, [&](const auto& slopes) { slope_tile(dy + k, x + k, n, affine, slopes, g, d); });
         if (!f.zeroes) return;
+        A buffer[kTile];
         const A* m = mask_of(k, n, buffer);
         for (i64 i = 0; i < n; ++i) g[i] = m[i] > 0 ? g[i] : A(0), d[i] = m[i] > 0 ? d[i] : A(0);
     }
 
     template <class Affine>
     void sum(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
-        if (plain) {
-            return with_kind(f.kind, [&](auto kind) {
-                slope_sums<decltype(kind)::value>(dy + k, x + k, n, affine, arg, g_all, gd_all);
+        if (!f.zeroes)
+            return with_slopes(k, n, affine, [&](const auto& slopes) {
+                slope_sums<A>(dy + k, x + k, n, affine, slopes, g_all, gd_all);
             });
-        }
         A g[kTile], d[kTile], a1 = 0, a2 = 0;
-        slopes(k, n, affine, g, d);
+        masked(k, n, affine, g, d);
 #pragma omp simd reduction(+ : a1, a2)
         for (i64 i = 0; i < n; ++i) a1 += g[i], a2 = fma(g[i], d[i], a2);
         g_all += a1;
@@ -86,53 +105,54 @@ struct Walker {
 
     template <class Affine>
     void add(i64 k, i64 n, const Affine& affine, A* g_each, A* gd_each) const {
-        if (plain) {
-            return with_kind(f.kind, [&](auto kind) {
-                slope_add<decltype(kind)::value>(dy + k, x + k, n, affine, arg, g_each, gd_each);
+        if (!f.zeroes)
+            return with_slopes(k, n, affine, [&](const auto& slopes) {
+                slope_add(dy + k, x + k, n, affine, slopes, g_each, gd_each);
             });
-        }
         A g[kTile], d[kTile];
-        slopes(k, n, affine, g, d);
+        masked(k, n, affine, g, d);
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) g_each[i] += g[i], gd_each[i] = fma(g[i], d[i], gd_each[i]);
     }
 
     // dx and dresidual of elements k … k + n.
     template <class Affine>
-    void input(i64 k, i64 n, const Affine& affine, Out<T>& out) const {
-        if (plain && f.measured) {
-            T* to = out.begin(dx + k);
-            with_kind(f.kind, [&](auto kind) {
-                input_tile<decltype(kind)::value>(dy + k, x + k, n, affine, arg, to);
+    void input(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
+        if (f.zeroes || f.weighs || dx == nullptr) return input_masked(k, n, affine, out);
+        T* to = out.dx.begin(dx + k);
+        if (dresidual == nullptr) {
+            with_slopes(k, n, affine, [&](const auto& slopes) {
+                input_tile<A>(dy + k, x + k, n, affine, slopes, f.measured, to);
             });
-            return out.end(dx + k, n);
+        } else {
+            alignas(kLine) A slopes[kTile];
+            list_slopes(k, n, affine, slopes);
+            T* through = out.dresidual.begin(dresidual + k);
+            input_tile(dy + k, x + k, n, affine, Listed<A>{slopes}, f.measured, to, through);
+            out.dresidual.end(dresidual + k, n);
         }
+        out.dx.end(dx + k, n);
+    }
+
+    template <class Affine>
+    void input_masked(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
         A g[kTile], d[kTile];
-        slopes(k, n, affine, g, d);
+        masked(k, n, affine, g, d);
         if (dresidual) {
-            T* to = out.begin(dresidual + k);
+            T* to = out.dresidual.begin(dresidual + k);
 #pragma omp simd
             for (i64 i = 0; i < n; ++i) store(to + i, g[i]);
-            out.end(dresidual + k, n);
+            out.dresidual.end(dresidual + k, n);
         }
         if (dx == nullptr) return;
-        T* to = out.begin(dx + k);
-        if (!f.measured) {
-#pragma omp simd
-            for (i64 i = 0; i < n; ++i) store(to + i, affine.scale(i) * g[i]);
-        } else if (!f.weighs) {
-#pragma omp simd
-            for (i64 i = 0; i < n; ++i)
-                store(to + i, fma(affine.scale(i), g[i], fma(affine.p(i), d[i], affine.q(i))));
-        } else {
-            A buffer[kTile];
-            const A* m = mask_of(k, n, buffer);
-            for (i64 i = 0; i < n; ++i) {
-                const A shared = m[i] * fma(affine.p(i), d[i], affine.q(i));
-                store(to + i, fma(affine.scale(i), g[i], m[i] > 0 ? shared : A(0)));
-            }
+        T* to = out.dx.begin(dx + k);
+        A buffer[kTile];
+        const A* m = f.weighs ? mask_of(k, n, buffer) : nullptr;
+        for (i64 i = 0; i < n; ++i) {
+            const A weight = m ? m[i] : A(1), shared = weight * fma(affine.p(i), d[i], affine.q(i));
+            store(to + i, fma(affine.scale(i), g[i], f.measured && weight > 0 ? shared : A(0)));
         }
-        out.end(dx + k, n);
+        out.dx.end(dx + k, n);
     }
 
     // What the sums will read next.
@@ -152,7 +172,7 @@ struct Walker {
     }
 
     void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
-                     Out<T>& out) const {
+                     Outs<T>& out) const {
         for (i64 r = row; r < row + rows; ++r) input(block.base + r * block.pitch + column, n, affine, out);
     }
 
@@ -199,8 +219,8 @@ struct Walker {
     void columns() const;
     void rows() const;
     void sum_planes(i64 o, Range groups, const PlaneShare&, const Sums& sums) const;
-    void input_planes(i64 o, Range groups, const PlaneShare&, Out<T>& out) const;
-    void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Out<T>& out) const;
+    void input_planes(i64 o, Range groups, const PlaneShare&, Outs<T>& out) const;
+    void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Outs<T>& out) const;
 };
 
 template <class T>
@@ -225,7 +245,7 @@ void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const S
 }
 
 template <class T>
-void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const {
+void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Outs<T>& out) const {
     const T* aligned_to = dx ? dx : dresidual;
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
         for (i64 g = groups.end - 1; g >= groups.begin; --g) {
@@ -259,7 +279,7 @@ void Walker<T>::planes() const {
     };
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
+        Outs<T> out(streams);
         const Sums mine = sums_of(team.index);
         if (tasks.teams) {
             const PlaneShare share(p, team);
@@ -322,7 +342,7 @@ void Walker<T>::columns() const {
     char* memory = arena.at;
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
+        Outs<T> out(streams);
         Arena own{memory + team.index * each};
         Sums& mine = parts[team.index];
         mine = {own.take<double>(slots), own.take<double>(slots)};
@@ -407,7 +427,7 @@ void Walker<T>::columns() const {
 
 // Both steps of one row; sums of g and g * xhat per element go to g_each, gx_each.
 template <class T>
-void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Out<T>& out) const {
+void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Outs<T>& out) const {
     const i64 width = p.inner, base = set * width;
     Row<A> affine{mean[set], rstd[set], weight, bias};
     if (f.sum) {
@@ -415,7 +435,7 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
         for (i64 i = 0; i < width; i += kTile) {
             const i64 n = std::min(kTile, width - i);
             A g[kTile], d[kTile], a1 = 0, a2 = 0;
-            slopes(base + i, n, affine.from(i), g, d);
+            masked(base + i, n, affine.from(i), g, d);
             const A r = rstd[set];
 #pragma omp simd reduction(+ : a1, a2)
             for (i64 j = 0; j < n; ++j) {
@@ -450,7 +470,7 @@ void Walker<T>::rows() const {
     if (bias == nullptr) std::fill(zeros, zeros + n, A(0)), bias = zeros;
     char* memory = arena.at;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
+        Outs<T> out(streams);
         Arena own{memory + team.index * each};
         A *g = own.take<A>(n), *gx = own.take<A>(n);
         const Sums mine{partial.g + team.index * n, partial.gd + team.index * n};

@@ -111,14 +111,13 @@ struct Walker {
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
             if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, to);
-            A z[kTile];
-            affine_tile(x + k, residual + k, n, affine, z);
+            alignas(kLine) A z[kTile];
+            residual_tile<K>(x + k, residual + k, n, affine, arg, z, to);
             if (f.bits) {
                 std::uint8_t on[kTile];
                 slope_bits<K>(z, n, on);
                 write_bits(f.bits, k, on, n);
             }
-            activate_tile<K>(z, n, arg, to);
         });
         if (f.zeroes) {
             A buffer[kTile];

@@ -87,55 +87,64 @@ inline void apply_tile(const T* x, i64 n, const Affine& f, A arg, Y* y) {
         store(y + i, activate<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg));
 }
 
-template <class T, class A, class Affine>
-inline void affine_tile(const T* x, const T* residual, i64 n, const Affine& f, A* z) {
-    if (residual == nullptr) return apply_tile<Kind::identity>(x, n, f, A(0), z);
+// The same with a residual; z is kept, for the bits of its slope.
+template <Kind K, class T, class A, class Affine>
+inline void residual_tile(const T* x, const T* residual, i64 n, const Affine& f, A arg, A* z, T* y) {
+#pragma omp simd
+    for (i64 i = 0; i < n; ++i) {
+        z[i] = fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i);
+        store(y + i, activate<K>(z[i], arg));
+    }
+}
+
+// Where a slope comes from: from z itself,
+template <Kind K, class A>
+struct OfZ {
+    A arg;
+    A at(i64, A z) const { return slope<K>(z, arg); }
+};
+// or from a list, made before.
+template <class A>
+struct Listed {
+    const A* slopes;
+    A at(i64 i, A) const { return slopes[i]; }
+};
+
+template <Kind K, class T, class A, class Affine>
+inline void apply_slopes(const T* x, i64 n, const Affine& f, A arg, A* slopes) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i)
-        z[i] = fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i);
+        slopes[i] = slope<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg);
 }
 
-template <Kind K, class T, class A>
-inline void activate_tile(const A* z, i64 n, A arg, T* y) {
-#pragma omp simd
-    for (i64 i = 0; i < n; ++i) store(y + i, activate<K>(z[i], arg));
-}
-
-// d = x - mean and g = dy * slope(z); with `slopes` those are taken in place of slope(z).
 template <Kind K, class T, class A, class Affine>
-inline void slope_tile(const T* dy, const T* x, const T* residual, const A* slopes, i64 n, const Affine& f,
-                       A arg, A* g, A* d) {
-    if (slopes != nullptr) {
+inline void slopes_with(const T* residual, const T* x, i64 n, const Affine& f, A arg, A* slopes) {
 #pragma omp simd
-        for (i64 i = 0; i < n; ++i) {
-            d[i] = load(x + i) - f.mean(i);
-            g[i] = load(dy + i) * slopes[i];
-        }
-    } else if (residual != nullptr) {
+    for (i64 i = 0; i < n; ++i)
+        slopes[i] = slope<K>(
+            fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i), arg);
+}
+
+// d = x - mean and g = dy * slope, for those who need them apart.
+template <class T, class A, class Affine, class Slope>
+inline void slope_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, A* g, A* d) {
 #pragma omp simd
-        for (i64 i = 0; i < n; ++i) {
-            d[i] = load(x + i) - f.mean(i);
-            g[i] = load(dy + i) * slope<K>(fma(d[i], f.scale(i), f.bias(i)) + load(residual + i), arg);
-        }
-    } else {
-#pragma omp simd
-        for (i64 i = 0; i < n; ++i) {
-            const A e = load(x + i) - f.mean(i);
-            d[i] = e;
-            g[i] = load(dy + i) * slope<K>(fma(e, f.scale(i), f.bias(i)), arg);
-        }
+    for (i64 i = 0; i < n; ++i) {
+        const A e = load(x + i) - f.mean(i);
+        d[i] = e;
+        g[i] = load(dy + i) * slope_of.at(i, fma(e, f.scale(i), f.bias(i)));
     }
 }
 
 // Sums of g and g * d over the tile.
-template <Kind K, class T, class A, class Affine>
-inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, A arg, double& sum_g,
+template <class A, class T, class Affine, class Slope>
+inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, double& sum_g,
                        double& sum_gd) {
     A a1 = 0, a2 = 0;
 #pragma omp simd reduction(+ : a1, a2)
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
-        const A g = load(dy + i) * slope<K>(fma(d, f.scale(i), f.bias(i)), arg);
+        const A g = load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i)));
         a1 += g;
         a2 = fma(g, d, a2);
     }
@@ -144,25 +153,42 @@ inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, A arg, d
 }
 
 // The same sums per element, added to what is there.
-template <Kind K, class T, class A, class Affine>
-inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, A arg, A* sum_g, A* sum_gd) {
+template <class T, class A, class Affine, class Slope>
+inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, A* sum_g,
+                      A* sum_gd) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
-        const A g = load(dy + i) * slope<K>(fma(d, f.scale(i), f.bias(i)), arg);
+        const A g = load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i)));
         sum_g[i] += g;
         sum_gd[i] = fma(g, d, sum_gd[i]);
     }
 }
 
-// dx straight from dy and x.
-template <Kind K, class T, class A, class Affine>
-inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, A arg, T* dx) {
+// dx straight from dy and x; what passed through the statistics is left out where they were given.
+template <class A, class T, class Affine, class Slope>
+inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, bool measured,
+                       T* dx) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
-        const A g = load(dy + i) * slope<K>(fma(d, f.scale(i), f.bias(i)), arg);
-        store(dx + i, fma(f.scale(i), g, fma(f.p(i), d, f.q(i))));
+        const A g = load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i)));
+        const A shared = fma(f.p(i), d, f.q(i));
+        store(dx + i, fma(f.scale(i), g, measured ? shared : A(0)));
+    }
+}
+
+// The same, and the residual's gradient.
+template <class T, class A, class Affine>
+inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Listed<A>& slope_of,
+                       bool measured, T* dx, T* dresidual) {
+#pragma omp simd
+    for (i64 i = 0; i < n; ++i) {
+        const A d = load(x + i) - f.mean(i);
+        const A g = load(dy + i) * slope_of.at(i, A(0));
+        const A shared = fma(f.p(i), d, f.q(i));
+        store(dresidual + i, g);
+        store(dx + i, fma(f.scale(i), g, measured ? shared : A(0)));
     }
 }
 
