@@ -118,24 +118,31 @@ struct Walker {
     // dx and dresidual of elements k … k + n.
     template <class Affine>
     void input(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
-        if (f.zeroes || f.weighs || dx == nullptr) return input_masked(k, n, affine, out);
+        const bool both = dresidual != nullptr;
+        if (f.zeroes || f.weighs || dx == nullptr || (both && !f.measured))
+            return input_apart(k, n, affine, out);
         T* to = out.dx.begin(dx + k);
-        if (dresidual == nullptr) {
-            with_slopes(k, n, affine, [&](const auto& slopes) {
-                input_tile<A>(dy + k, x + k, n, affine, slopes, f.measured, to);
-            });
-        } else {
+        if (both) {
             alignas(kLine) A slopes[kTile];
             list_slopes(k, n, affine, slopes);
             T* through = out.dresidual.begin(dresidual + k);
-            input_tile(dy + k, x + k, n, affine, Listed<A>{slopes}, f.measured, to, through);
+            input_tile(dy + k, x + k, n, affine, Listed<A>{slopes}, to, through);
             out.dresidual.end(dresidual + k, n);
+        } else {
+            with_slopes(k, n, affine, [&](const auto& slopes) {
+                if (f.measured) {
+                    input_tile<A>(dy + k, x + k, n, affine, slopes, to);
+                } else {
+                    given_tile<A>(dy + k, x + k, n, affine, slopes, to);
+                }
+            });
         }
         out.dx.end(dx + k, n);
     }
 
+    // The same with g and d apart, for what is rare.
     template <class Affine>
-    void input_masked(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
+    void input_apart(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
         A g[kTile], d[kTile];
         masked(k, n, affine, g, d);
         if (dresidual) {

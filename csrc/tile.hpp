@@ -165,30 +165,37 @@ inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, const Slo
     }
 }
 
-// dx straight from dy and x; what passed through the statistics is left out where they were given.
+// dx straight from dy and x.
 template <class A, class T, class Affine, class Slope>
-inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, bool measured,
-                       T* dx) {
+inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, T* dx) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
         const A g = load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i)));
-        const A shared = fma(f.p(i), d, f.q(i));
-        store(dx + i, fma(f.scale(i), g, measured ? shared : A(0)));
+        store(dx + i, fma(f.scale(i), g, fma(f.p(i), d, f.q(i))));
     }
 }
 
 // The same, and the residual's gradient.
 template <class T, class A, class Affine>
-inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Listed<A>& slope_of,
-                       bool measured, T* dx, T* dresidual) {
+inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Listed<A>& slope_of, T* dx,
+                       T* dresidual) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
         const A g = load(dy + i) * slope_of.at(i, A(0));
-        const A shared = fma(f.p(i), d, f.q(i));
         store(dresidual + i, g);
-        store(dx + i, fma(f.scale(i), g, measured ? shared : A(0)));
+        store(dx + i, fma(f.scale(i), g, fma(f.p(i), d, f.q(i))));
+    }
+}
+
+// dx where the statistics were given: nothing passed through them, not even a NaN.
+template <class A, class T, class Affine, class Slope>
+inline void given_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, T* dx) {
+#pragma omp simd
+    for (i64 i = 0; i < n; ++i) {
+        const A d = load(x + i) - f.mean(i);
+        store(dx + i, f.scale(i) * (load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i)))));
     }
 }
 
