@@ -1,7 +1,8 @@
 // What is done to one tile: a stretch of neighbouring elements small enough to stay in L1.
 //
 // Loops are plain and short so that the compiler turns each into vector code for every
-// instruction set; the walks in forward.cpp and backward.cpp string them together.
+// instruction set; the walks in forward.cpp and backward.cpp string them together. Each stays a
+// function of its own: inlined among branches, gcc leaves some of them scalar.
 #pragma once
 
 #include <algorithm>
@@ -13,6 +14,8 @@
 
 #include "activation.hpp"
 #include "scalar.hpp"
+
+#define EVENLY_LOOP [[gnu::noinline]]
 
 namespace evenly {
 namespace EVENLY_ISA {
@@ -60,7 +63,7 @@ struct Row {
 
 // Sum of (x - shift) and of its square.
 template <class T, class A>
-inline void sum_about(const T* x, i64 n, A shift, double& s1, double& s2) {
+EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, double& s1, double& s2) {
     A a1 = 0, a2 = 0;
 #pragma omp simd reduction(+ : a1, a2)
     for (i64 i = 0; i < n; ++i) {
@@ -81,7 +84,7 @@ inline A mean_of(const T* x, i64 n) {
 
 // y = activation(z), z = (x - mean) * scale + bias; y may be anything `store` knows.
 template <Kind K, class T, class A, class Affine, class Y>
-inline void apply_tile(const T* x, i64 n, const Affine& f, A arg, Y* y) {
+EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, Y* y) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i)
         store(y + i, activate<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg));
@@ -89,7 +92,7 @@ inline void apply_tile(const T* x, i64 n, const Affine& f, A arg, Y* y) {
 
 // The same with a residual; z is kept, for the bits of its slope.
 template <Kind K, class T, class A, class Affine>
-inline void residual_tile(const T* x, const T* residual, i64 n, const Affine& f, A arg, A* z, T* y) {
+EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine f, A arg, A* z, T* y) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         z[i] = fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i);
@@ -111,14 +114,14 @@ struct Listed {
 };
 
 template <Kind K, class T, class A, class Affine>
-inline void apply_slopes(const T* x, i64 n, const Affine& f, A arg, A* slopes) {
+EVENLY_LOOP void apply_slopes(const T* x, i64 n, Affine f, A arg, A* slopes) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i)
         slopes[i] = slope<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)), arg);
 }
 
 template <Kind K, class T, class A, class Affine>
-inline void slopes_with(const T* residual, const T* x, i64 n, const Affine& f, A arg, A* slopes) {
+EVENLY_LOOP void slopes_with(const T* residual, const T* x, i64 n, Affine f, A arg, A* slopes) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i)
         slopes[i] = slope<K>(
@@ -127,7 +130,7 @@ inline void slopes_with(const T* residual, const T* x, i64 n, const Affine& f, A
 
 // d = x - mean and g = dy * slope, for those who need them apart.
 template <class T, class A, class Affine, class Slope>
-inline void slope_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, A* g, A* d) {
+EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, A* g, A* d) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A e = load(x + i) - f.mean(i);
@@ -138,7 +141,7 @@ inline void slope_tile(const T* dy, const T* x, i64 n, const Affine& f, const Sl
 
 // Sums of g and g * d over the tile.
 template <class A, class T, class Affine, class Slope>
-inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, double& sum_g,
+EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, double& sum_g,
                        double& sum_gd) {
     A a1 = 0, a2 = 0;
 #pragma omp simd reduction(+ : a1, a2)
@@ -154,7 +157,7 @@ inline void slope_sums(const T* dy, const T* x, i64 n, const Affine& f, const Sl
 
 // The same sums per element, added to what is there.
 template <class T, class A, class Affine, class Slope>
-inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, A* sum_g,
+EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, A* sum_g,
                       A* sum_gd) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
@@ -167,7 +170,7 @@ inline void slope_add(const T* dy, const T* x, i64 n, const Affine& f, const Slo
 
 // dx straight from dy and x.
 template <class A, class T, class Affine, class Slope>
-inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, T* dx) {
+EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, T* dx) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
@@ -178,7 +181,7 @@ inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Sl
 
 // The same, and the residual's gradient.
 template <class T, class A, class Affine>
-inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Listed<A>& slope_of, T* dx,
+EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Listed<A> slope_of, T* dx,
                        T* dresidual) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
@@ -191,7 +194,7 @@ inline void input_tile(const T* dy, const T* x, i64 n, const Affine& f, const Li
 
 // dx where the statistics were given: nothing passed through them, not even a NaN.
 template <class A, class T, class Affine, class Slope>
-inline void given_tile(const T* dy, const T* x, i64 n, const Affine& f, const Slope& slope_of, T* dx) {
+EVENLY_LOOP void given_tile(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, T* dx) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
@@ -239,7 +242,7 @@ inline void write_bits(std::uint8_t* bits, i64 k, const std::uint8_t* on, i64 n)
 }
 
 template <Kind K, class A>
-inline void slope_bits(const A* z, i64 n, std::uint8_t* on) {
+EVENLY_LOOP void slope_bits(const A* z, i64 n, std::uint8_t* on) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) on[i] = slope<K>(z[i], A(0)) == A(1);
 }
