@@ -82,7 +82,8 @@ struct Walker {
     // g and d of elements k … k + n, 0 where the mask zeroes.
     template <class Affine>
     void masked(i64 k, i64 n, const Affine& affine, A* g, A* d) const {
-        with_slopes(k, n, affine, [&](const auto& slopes) { slope_tile(dy + k, x + k, n, affine, slopes, g, d); });
+        with_slopes(k, n, affine,
+                    [&](const auto& slopes) { slope_tile(dy + k, x + k, n, affine, slopes, g, d); });
         if (!f.zeroes) return;
         A buffer[kTile];
         const A* m = mask_of(k, n, buffer);
@@ -233,8 +234,7 @@ struct Walker {
 template <class T>
 void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const Sums& sums) const {
     const i64 channels_per_set = p.inner / p.stride, length = share.inner.end - share.inner.begin;
-    const bool apart =
-        (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
+    const bool apart = (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;

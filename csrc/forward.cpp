@@ -149,7 +149,8 @@ struct Walker {
     };
     void measure_tile(const Block&, i64 row, i64 rows, i64 column, i64 n, const SlotMoments& seen) const;
     void shift_columns(const T*, i64 pitch, i64 rows, i64 n, const SlotMoments&, i64 column, A* shift) const;
-    void merge_columns(double added, i64 n, const A*, const A*, const A*, const SlotMoments&, i64 column) const;
+    void merge_columns(double added, i64 n, const A*, const A*, const A*, const SlotMoments&,
+                       i64 column) const;
     void measure_tile_masked(const Block&, i64 row, i64 rows, i64 column, i64 n,
                              const SlotMoments& seen) const;
     void merge_slots(const Block&, Range sets, const SlotMoments* parts, int size, i64 first_set) const;
@@ -158,8 +159,7 @@ struct Walker {
 template <class T>
 void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const {
     const i64 length = share.inner.end - share.inner.begin;
-    const bool apart =
-        (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
+    const bool apart = (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
@@ -356,9 +356,8 @@ void Walker<T>::merge_slots(const Block& block, Range sets, const SlotMoments* p
         double n = 0, sum = 0, m2_all = 0;
         each(set, [&](const Moments& m) { n += m.count, sum += m.count * m.mean; });
         const double center = n > 0 ? sum / n : 0;
-        each(set, [&](const Moments& m) {
-            m2_all += m.m2 + m.count * (m.mean - center) * (m.mean - center);
-        });
+        each(set,
+             [&](const Moments& m) { m2_all += m.m2 + m.count * (m.mean - center) * (m.mean - center); });
         finish(first_set + set, {n, center, m2_all});
     }
 }
@@ -385,14 +384,15 @@ void Walker<T>::columns() const {
             const Block block(p, tasks, task);
             const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
             if (f.measure) {
-                for (double* moment : {mine.count, mine.mean, mine.m2}) std::fill(moment, moment + slots, 0.0);
+                for (double* moment : {mine.count, mine.mean, mine.m2})
+                    std::fill(moment, moment + slots, 0.0);
                 for_column_tiles(block, sharing, false, [&](i64 row, i64 rows, i64 column, i64 n) {
                     f.weighs ? measure_tile_masked(block, row, rows, column, n, mine)
                              : measure_tile(block, row, rows, column, n, mine);
                 });
                 sharing.barrier();
                 merge_slots(block, sharing.share(block.columns / p.inner), tasks.teams ? parts : &mine,
-                              sharing.size, first_set);
+                            sharing.size, first_set);
                 sharing.barrier();
             }
             if (!f.apply) return;

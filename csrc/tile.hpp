@@ -124,8 +124,7 @@ template <Kind K, class T, class A, class Affine>
 EVENLY_LOOP void slopes_with(const T* residual, const T* x, i64 n, Affine f, A arg, A* slopes) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i)
-        slopes[i] = slope<K>(
-            fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i), arg);
+        slopes[i] = slope<K>(fma(load(x + i) - f.mean(i), f.scale(i), f.bias(i)) + load(residual + i), arg);
 }
 
 // d = x - mean and g = dy * slope, for those who need them apart.
@@ -142,7 +141,7 @@ EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slope slop
 // Sums of g and g * d over the tile.
 template <class A, class T, class Affine, class Slope>
 EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, double& sum_g,
-                       double& sum_gd) {
+                            double& sum_gd) {
     A a1 = 0, a2 = 0;
 #pragma omp simd reduction(+ : a1, a2)
     for (i64 i = 0; i < n; ++i) {
@@ -157,8 +156,7 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slope slop
 
 // The same sums per element, added to what is there.
 template <class T, class A, class Affine, class Slope>
-EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, A* sum_g,
-                      A* sum_gd) {
+EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, A* sum_g, A* sum_gd) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
@@ -182,7 +180,7 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slope slop
 // The same, and the residual's gradient.
 template <class T, class A, class Affine>
 EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Listed<A> slope_of, T* dx,
-                       T* dresidual) {
+                            T* dresidual) {
 #pragma omp simd
     for (i64 i = 0; i < n; ++i) {
         const A d = load(x + i) - f.mean(i);
