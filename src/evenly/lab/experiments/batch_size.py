@@ -35,7 +35,7 @@ def measure(setting: Setting, seed: int, data: Dataset) -> Values:
 def ahead(results: Results, norm: str, other: str, batch: int) -> Verdict:
     """Whether one norm ends at least as high as another, for one batch size."""
     return at_least(
-        f"With batches of {batch}, {plots.label(norm)} ends at least as high as {plots.label(other)}",
+        f"With batches of {batch}, the accuracy with {plots.label(norm)} is at least that with {plots.label(other)}",
         f"final accuracy, {plots.label(norm)} minus {plots.label(other)}",
         results.where(batch=batch).interval(
             lambda runs: runs.where(norm=norm)[0].values["accuracy"] - runs.where(norm=other)[0].values["accuracy"],
