@@ -9,6 +9,11 @@ import keras
 
 from evenly.keras.statistics import statistics_dtype
 
+if keras.backend.backend() == "torch":  # torch is not imported for the other backends
+    from evenly.keras import on_torch as on
+else:
+    from evenly.keras import on_ops as on  # type: ignore[no-redef]
+
 
 @keras.saving.register_keras_serializable("evenly")
 class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]  # Keras has no types
@@ -85,11 +90,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
             mask: which elements count (bool) or how much (float): ``inputs``' shape without
                 ``axis``, ``(N,)``, or a shape that broadcasts to it.
         """
-        if keras.backend.backend() == "torch":
-            from evenly.keras.on_torch import batch  # torch is not imported for the other backends
-        else:
-            from evenly.keras.on_ops import batch
-        y = batch(self, inputs, bool(training and self.trainable), mask)
+        y = on.batch(self, inputs, bool(training and self.trainable), mask)
         return keras.ops.cast(y, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:

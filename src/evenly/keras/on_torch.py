@@ -19,6 +19,14 @@ from evenly.nn.batch import batch as normalize
 from evenly.nn.recompute import recomputing
 from evenly.nn.sync import Processes, processes
 
+try:  # Keras has no public way to ask; without this one every update goes the long way
+    from keras.src.backend.common.stateless_scope import in_stateless_scope
+except ImportError:
+
+    def in_stateless_scope() -> bool:
+        """Whether Keras collects updates of variables, for all we know."""
+        return True
+
 
 def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Tensor:
     """``activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)``; in training, updates the moving statistics.
@@ -65,20 +73,26 @@ def _given(layer: Any, x: Tensor, extras: Extras) -> Tensor:
 
 
 def _measured(layer: Any, x: Tensor, extras: Extras) -> Tensor:
-    # Copies, assigned afterwards: in a stateless or symbolic scope Keras must see the update, not suffer it.
-    mean, var = (v.value.detach().clone() for v in (layer.moving_mean, layer.moving_variance))
-    running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
+    mean, var = layer.moving_mean.value, layer.moving_variance.value
     writes = not (layer.renorm or recomputing())
+    # In a stateless or symbolic scope Keras must see the update, not suffer it; else the kernel writes in place.
+    aside = writes and in_stateless_scope()
+    if aside:
+        mean, var = mean.detach().clone(), var.detach().clone()
+    running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
     y = normalize(
         x, _value(layer.gamma), _value(layer.beta), layer.epsilon, extras, running=running, writes=writes,
-        # One value per channel passes, to become beta, as in Keras.
-        small=Small("pass", renorm=_Corrections(layer) if layer.renorm else None),  # type: ignore[arg-type]  # see there
+        small=_PASS._replace(renorm=_Corrections(layer)) if layer.renorm else _PASS,  # type: ignore[arg-type]
         channel=layer.axis, group=_group(layer, x),
     )  # fmt: skip
-    if writes:
+    if aside:
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(var)
     return y
+
+
+# One value per channel passes, to become beta, as in Keras.
+_PASS = Small("pass")
 
 
 class _Corrections(NamedTuple):
@@ -108,5 +122,5 @@ def _value(variable: Any) -> Tensor | None:
 
 def _floating(inputs: Any) -> Tensor:
     """Keras normalizes arrays and integers too."""
-    x: Tensor = ops.convert_to_tensor(inputs)
+    x: Tensor = inputs if isinstance(inputs, Tensor) else ops.convert_to_tensor(inputs)
     return x if x.is_floating_point() or x.is_complex() else x.float()
