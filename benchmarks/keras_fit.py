@@ -15,7 +15,9 @@ disagree with Keras's is not timed, and one whose weights disagree after it is n
 from __future__ import annotations
 
 import argparse
+import gc
 import json
+import math
 import os
 import statistics
 import time
@@ -34,7 +36,7 @@ import evenly.keras
 from evenly.bench.results import machine
 
 layers = keras.layers
-DEPTH, STEPS = 8, 4
+DEPTH = 8
 # Batch and shape of a sample, and the channel axis.
 SHAPES = {
     "dense 128": ((64, 128), -1),
@@ -104,23 +106,26 @@ def network(shape: tuple[int, ...], axis: int, block: Block) -> keras.Model:
     return model
 
 
-def seconds(model: keras.Model, x: Any) -> float:
+def seconds(model: keras.Model, x: Any, batch: int) -> float:
     """Time of one step of fit."""
+    gc.collect()  # what one model left is not tidied up in another's time
     start = time.perf_counter()
-    model.fit(x, x, batch_size=len(x) // STEPS, epochs=1, shuffle=False, verbose=0)
-    return (time.perf_counter() - start) / STEPS
+    model.fit(x, x, batch_size=batch, epochs=1, shuffle=False, verbose=0)
+    return (time.perf_counter() - start) * batch / len(x)
 
 
 def study(name: str, rounds: int) -> dict[str, Any]:
     """One shape: microseconds per norm and ratios, from one ratio each round."""
     (batch, *shape), axis = SHAPES[name]
-    x = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(batch * STEPS, *shape)).astype("float32"))
+    steps = min(32, max(4, (1 << 22) // math.prod((batch, *shape))))  # in one call of fit: small ones need more
+    x = keras.ops.convert_to_tensor(np.random.default_rng(0).normal(size=(batch * steps, *shape)).astype("float32"))
     models = {kind: network(tuple(shape), axis, block) for kind, block in KINDS.items()}
     agree(name, "loss evaluated", {k: [m.evaluate(x, x, batch_size=batch, verbose=0)] for k, m in models.items()})
     agree(name, "loss trained", {k: [m.train_on_batch(x[:batch], x[:batch])] for k, m in models.items()})
     for model in models.values():
-        seconds(model, x)
-    times = [{kind: seconds(model, x) for kind, model in models.items()} for _ in range(rounds)]
+        seconds(model, x, batch)
+    gc.freeze()  # a full collection walks all of Keras, in whose fit it happens to fall
+    times = [{kind: seconds(model, x, batch) for kind, model in models.items()} for _ in range(rounds)]
     agree(name, "weights", {kind: model.get_weights() for kind, model in models.items()})
     per_norm = [{kind: (t[kind] - t["no norm"]) / DEPTH for kind in KINDS if kind != "no norm"} for t in times]
     beyond = [(t["keras"] - t["nothing"]) / (t["evenly"] - t["nothing"]) for t in times]

@@ -168,6 +168,32 @@ def test_stateless_call_returns_the_new_statistics() -> None:
     np.testing.assert_allclose(numpy(after[1]), 0.5 + 0.5 * x.var(0), rtol=1e-5)
 
 
+def test_stateless_scope_collects_the_update() -> None:
+    """In a scope that maps no variable, the new statistics are in the scope and the layer's own stay."""
+    x, layer = array(8, 3, mean=5.0), Ours(momentum=0.5)
+    layer.build(x.shape)
+
+    with keras.StatelessScope() as scope:
+        layer(x, training=True)
+
+    np.testing.assert_allclose(numpy(scope.get_current_value(layer.moving_mean)), 0.5 * x.mean(0), rtol=1e-5)
+    np.testing.assert_array_equal(numpy(layer.moving_mean), np.zeros(3))
+    np.testing.assert_array_equal(numpy(layer.moving_variance), np.ones(3))
+
+
+@pytest.mark.backend("torch")
+def test_assigned_statistics_are_those_written_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where Keras cannot be asked for a scope, statistics take the long way and are the same."""
+    from evenly.keras import on_torch
+
+    x, layers = array(8, 3, mean=5.0), [Ours(), Ours()]
+    layers[0](x, training=True)
+    monkeypatch.setattr(on_torch, "in_stateless_scope", lambda: True)
+    layers[1](x, training=True)
+
+    np.testing.assert_array_equal(*(np.stack(layer.get_weights()) for layer in layers))
+
+
 def test_tracing_a_model_leaves_statistics_alone() -> None:
     """Building a functional model around a layer of one's own does not move the statistics inside."""
 
