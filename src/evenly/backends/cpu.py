@@ -8,6 +8,7 @@ memory kept for large outputs (mebibytes; 0 switches it off).
 from __future__ import annotations
 
 import os
+from threading import local
 
 import torch  # before _cpu: its OpenMP runtime is the one both use
 from torch import Tensor
@@ -20,6 +21,7 @@ from evenly.backends.running import Running, update
 from evenly.core.activation import Activation
 from evenly.core.moments import Moments
 from evenly.core.partition import Partition
+from evenly.core.running import Constant
 
 _NUMBER = {torch.float32: 0, torch.float64: 1, torch.bfloat16: 2, torch.float16: 3}  # as DType in csrc/kernels.hpp
 
@@ -68,9 +70,9 @@ def forward(
 ) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
     """Steps 1 and 2 and the running statistics in one call; see `evenly.backends.composed.forward`."""
     dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    shape = (partition.outer, partition.group)
-    mean, m2, rstd = torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype), torch.empty(shape, dtype=dtype)
-    count = partition.count if mask is None else torch.empty(shape, dtype=dtype)
+    mean = torch.empty((partition.outer, partition.group), dtype=dtype)
+    m2, rstd = torch.empty_like(mean), torch.empty_like(mean)
+    count = partition.count if mask is None else torch.empty_like(mean)
     y = pool.empty_like(x)
     inside = running is not None and _enters(running, dtype)
     saved = _call_forward(
@@ -111,24 +113,28 @@ def backward(
     """Steps 3 and 4 in one call; see `evenly.backends.composed.backward`."""
     dx_ = pool.empty_like(x) if dx else None
     dres = pool.empty_like(x) if dresidual else None
-    sums = _empty_sums(partition, mean) if affine or (measured and dx) else None
+    summing, dweight, dbias = affine or (measured and dx), None, None
+    if summing:
+        dweight = mean.new_empty(partition.channels)
+        dbias = torch.empty_like(dweight)
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
-        sums, dx_, dres, centered, measured, sums is not None, dx or dresidual,
+        *_between(partition.sets, summing), _at(dweight), _at(dbias), dx_, dres, centered, measured, summing,
+        dx or dresidual,
     )  # fmt: skip
     if not walked:
         return composed.backward(
             reference, dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask=mask,
             zeroing=zeroing, centered=centered, measured=measured, dresidual=dresidual, dx=dx, affine=affine,
         )  # fmt: skip
-    return (dx_, sums.dweight, sums.dbias, dres) if sums is not None and affine else (dx_, None, None, dres)
+    return (dx_, dweight, dbias, dres) if affine else (dx_, None, None, dres)
 
 
 def moments(x: Tensor, partition: Partition, mask: Tensor | None = None, *, centered: bool = True) -> Moments:
     """Step 1; see `evenly.backends.reference.moments`."""
-    dtype, shape = reference.statistics_dtype(x.dtype), (partition.outer, partition.group)
-    mean, m2, rstd = (torch.empty(shape, dtype=dtype) for _ in range(3))
-    count = partition.count if mask is None else torch.empty(shape, dtype=dtype)
+    mean = torch.empty((partition.outer, partition.group), dtype=reference.statistics_dtype(x.dtype))
+    m2, rstd = torch.empty_like(mean), torch.empty_like(mean)
+    count = partition.count if mask is None else torch.empty_like(mean)
     saved = _call_forward(
         x, partition, None, None, None, Activation(), mask, None, None, mean, m2, rstd, count,
         1.0, centered, True, False, None,
@@ -178,14 +184,15 @@ def backward_sums(
     zeroing: Tensor | None = None,
 ) -> Sums:
     """Step 3; see `evenly.backends.reference.backward_sums`."""
-    sums = _empty_sums(partition, mean)
+    sets = (partition.outer, partition.group)
+    g, gx, dweight, dbias = (mean.new_empty(size) for size in (sets, sets, partition.channels, partition.channels))
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, 0, None, zeroing,
-        sums, None, None, True, True, True, False,
+        g.data_ptr(), gx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), None, None, True, True, True, False,
     )  # fmt: skip
     if not walked:
         return reference.backward_sums(dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing)
-    return sums
+    return Sums(g, gx, dweight, dbias)
 
 
 def backward_input(
@@ -209,9 +216,10 @@ def backward_input(
     """Step 4; see `evenly.backends.reference.backward_input`."""
     dx = pool.empty_like(x)
     dres = pool.empty_like(x) if dresidual else None
+    g, gx = (None, None) if sums is None else (_plain(t, mean.dtype) for t in sums[:2])
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
-        sums, dx, dres, centered, sums is not None, False, True,
+        _at(g), _at(gx), 0, 0, dx, dres, centered, sums is not None, False, True,
     )  # fmt: skip
     if not walked:
         return reference.backward_input(
@@ -278,7 +286,10 @@ def _call_backward(
     count: int | Tensor,
     mask: Tensor | None,
     zeroing: Tensor | None,
-    sums: Sums | None,
+    g: int,
+    gx: int,
+    dweight: int,
+    dbias: int,
     dx: Tensor | None,
     dres: Tensor | None,
     centered: bool,
@@ -286,21 +297,19 @@ def _call_backward(
     sum_: bool,
     input_: bool,
 ) -> bool:
-    """The compiled call; whether it was made."""
+    """The compiled call, step 3's results by their addresses; whether it was made."""
     dtype = mean.dtype
     weight, bias, mean, rstd = _plain(weight, dtype), _plain(bias, dtype), mean.contiguous(), rstd.contiguous()
     weights = _plain(zeroing if mask is None else mask, dtype)
     bits = saved if saved is not None and saved.dtype is torch.uint8 else None
     counts = _plain(count, dtype) if isinstance(count, Tensor) else None
-    g, gx, dweight, dbias = (None,) * 4 if sums is None else (_plain(t, dtype) for t in sums)
     return _cpu.backward(
         p.outer, p.batch, p.group, p.inner, p.channels, p.stride, _NUMBER[x.dtype],
         activation.kind.number, activation.arg,
         dy.data_ptr(), x.data_ptr(), _at(saved if bits is None else None), _at(bits), _at(weight), _at(bias),
         _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
         mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if isinstance(count, Tensor) else count,
-        _at(g), _at(gx), _at(dweight), _at(dbias), _at(dx), _at(dres), centered, measured,
-        sum_, input_, torch.get_num_threads(),
+        g, gx, dweight, dbias, _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -315,9 +324,23 @@ def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     return t.detach().to(dtype).contiguous()
 
 
-def _empty_sums(p: Partition, like: Tensor) -> Sums:
-    sets = (p.outer, p.group)
-    return Sums(like.new_empty(sets), like.new_empty(sets), like.new_empty(p.channels), like.new_empty(p.channels))
+class _Room(local):
+    """Memory of one thread for what the two halves of one call pass on."""
+
+    block = torch.empty(0, dtype=torch.float64)
+
+
+_room = _Room()
+
+
+def _between(sets: int, wanted: bool) -> tuple[int, int]:
+    """Where step 3 leaves its two sums for step 4 of the same call."""
+    if not wanted:
+        return 0, 0
+    if _room.block.numel() < 2 * sets:
+        _room.block = torch.empty(2 * sets, dtype=torch.float64)
+    at = _room.block.data_ptr()
+    return at, at + 8 * sets
 
 
 def _enters(running: Running, dtype: torch.dtype) -> bool:
@@ -329,8 +352,7 @@ def _enters(running: Running, dtype: torch.dtype) -> bool:
 def _running(running: Running | None) -> tuple[int, int, int, int, float, bool, bool]:
     if running is None:
         return 0, 0, 0, 0, 0.0, True, True
-    seen = 1 if running.batches is None else int(running.batches) + 1
-    return (
-        running.mean.data_ptr(), running.var.data_ptr(), _at(running.batches), _at(running.skipped),
-        running.average(seen), running.unbiased, running.skip_nonfinite,
-    )  # fmt: skip
+    mean, var, average, batches, skipped, unbiased, skip_nonfinite, _ = running
+    seen = 1 if batches is None or isinstance(average, Constant) else int(batches) + 1
+    factor = average(seen)
+    return mean.data_ptr(), var.data_ptr(), _at(batches), _at(skipped), factor, unbiased, skip_nonfinite

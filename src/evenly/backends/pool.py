@@ -1,8 +1,8 @@
 """Recycled memory for large outputs.
 
-A fresh block of tens of megabytes is handed out page by page, and the page faults cost more than
-the norm itself. So storages of 2 MiB and more are kept, and one is used again once nothing but
-the pool refers to it: no tensor, no view, nothing saved for backward.
+A fresh block is handed out page by page, and from half a mebibyte on the page faults can cost more
+than the norm itself. So storages of that size and more are kept, and one is used again once nothing
+but the pool refers to it: no tensor, no view, nothing saved for backward.
 """
 
 from __future__ import annotations
@@ -15,7 +15,8 @@ from threading import Lock
 import torch
 from torch import Tensor, UntypedStorage
 
-SMALLEST = 2 << 20  # bytes; below, the allocator recycles by itself
+SMALLEST = 512 << 10  # bytes; below, the allocator recycles as fast
+HUGE_PAGE = 2 << 20  # bytes; a smaller block cannot lie on one
 
 # Private to torch, so its absence is provided for: without it nothing is pooled.
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
@@ -72,7 +73,8 @@ class Pool:
     def _fresh(self, x: Tensor, size: int) -> Tensor:
         y = torch.empty_like(x)
         storage = y.untyped_storage()
-        self._advise(storage.data_ptr(), size)
+        if size >= HUGE_PAGE:
+            self._advise(storage.data_ptr(), size)
         with self._lock:
             if self._make_room(size):
                 self._blocks[size].append((storage, storage.data_ptr()))

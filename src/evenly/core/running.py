@@ -3,8 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 Average = Callable[[int], float]
+
+
+@dataclass(frozen=True)
+class Constant:
+    """A weight that does not ask how many batches were seen, so that nobody need count."""
+
+    weight: float
+
+    def __call__(self, seen: int, /) -> float:
+        """The weight, whatever has been seen."""
+        return self.weight
 
 
 def ema(momentum: float) -> Average:
@@ -14,7 +26,7 @@ def ema(momentum: float) -> Average:
         >>> ema(0.1)(1), ema(0.1)(1000)
         (0.1, 0.1)
     """
-    return lambda seen: momentum
+    return Constant(momentum)
 
 
 def cumulative() -> Average:

@@ -26,8 +26,9 @@ def check_input(x: Tensor) -> None:
 def check_channels(x: Tensor, channel: int, *vectors: tuple[str, Tensor | None]) -> None:
     """Refuse weight, bias or running statistics whose length is not the number of channels."""
     channels = x.shape[channel]
+    expected = (channels,)
     for name, vector in vectors:
-        if vector is not None and tuple(vector.shape) != (channels,):
+        if vector is not None and vector.shape != expected:
             raise ValueError(
                 f"{name} has shape {tuple(vector.shape)}, but the input of shape {tuple(x.shape)} has {channels} "
                 f"channels on axis {channel}; they must agree (shape ({channels},))."

@@ -38,7 +38,7 @@ class Normalize(torch.autograd.Function):
         y, moments, rstd, saved = forward(x, call, weight, bias, residual, mask, given, running, keep=keep)
         y, count = _own(y), moments.count
         count, count_tensor = (None, count) if isinstance(count, Tensor) else (count, None)
-        kept = {"input": x, "nothing": None}.get(saves, y)
+        kept = x if keep else None if saves == "nothing" else y
         # A residual matters to the slope's own slope only where the activation is curved.
         curved = residual if keep and call.activation.kind.slope in ("output", "input") else None
         ctx.save_for_backward(kept, weight, bias, curved, mask, moments.mean, rstd, saved, count_tensor)
@@ -84,8 +84,8 @@ class Normalize(torch.autograd.Function):
             dx, dweight, dbias, dresidual = steps.backward(*arguments, **options)
         return (
             dx if need_x else None,
-            dweight.to(weight.dtype) if need_w and dweight is not None else None,
-            dbias.to(bias.dtype) if need_b and dbias is not None else None,
+            _like(weight, dweight) if need_w else None,
+            _like(bias, dbias) if need_b else None,
             (dresidual if own_residual else dy) if need_r else None,
             None, None, None, None, None,
         )  # fmt: skip
@@ -159,6 +159,11 @@ def _differentiate(
     wanted = [t for t, need in zip(aliases, needs, strict=False) if need]
     gradients = iter(torch.autograd.grad(y, wanted, dy, create_graph=True, allow_unused=True))  # type: ignore[arg-type]
     return (*(next(gradients) if need else None for need in needs[:4]), None, None, None, None, None)
+
+
+def _like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+    """A parameter's gradient in its type."""
+    return gradient if gradient is None or gradient.dtype is parameter.dtype else gradient.to(parameter.dtype)
 
 
 def _alias(t: Tensor) -> Tensor:

@@ -81,10 +81,8 @@ def normalize(
         if running is not None and recomputing():
             running = None
         if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
-            from evenly.nn.eager import Normalize
-
             mean, rstd = given if given is not None else (None, None)
-            y: Tensor = Normalize.apply(x, weight, bias, residual, mask, mean, rstd, call, running)
+            y: Tensor = eager.Normalize.apply(x, weight, bias, residual, mask, mean, rstd, call, running)
             return y
         return forward(x, call, weight, bias, residual, mask, given, running, keep=False)[0]
     if _in_graph() and call.group is None:
@@ -228,3 +226,6 @@ def forward(
     if running is not None and beside:
         enter(running, moments)
     return y, moments, rstd, saved
+
+
+from evenly.nn import eager  # noqa: E402  # last: it is built on what is above, and asked at every call
