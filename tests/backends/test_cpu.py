@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -194,3 +195,24 @@ def test_empty_input() -> None:
     assert y.shape == dx.shape == x.shape
     assert dweight.tolist() == dbias.tolist() == m.mean[0].tolist() == [0, 0, 0]
     assert torch.isfinite(rstd).all()
+
+
+def test_threads_do_not_share_what_one_call_passes_on() -> None:
+    """Backward passes of several Python threads at once give what each gives alone."""
+    partition = Partition.of_batch((8, 48, 20, 20), 1)
+    cases = [(torch.randn(8, 48, 20, 20), torch.randn(8, 48, 20, 20)) for _ in range(4)]
+
+    def backward(case: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
+        x, dy = case
+        for _ in range(20):
+            _, m, rstd, saved = cpu.forward(x, partition, 1e-5, None, None, None, RELU, keep=True)
+            grads = cpu.backward(dy, x, partition, m.mean, rstd, None, None, saved, RELU, m.count)
+        return [t for t in grads if t is not None]
+
+    alone = [backward(case) for case in cases]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(backward, cases))
+
+    for one, other in zip(alone, together, strict=True):
+        for expected, found in zip(one, other, strict=True):
+            torch.testing.assert_close(found, expected)
