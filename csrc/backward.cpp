@@ -272,7 +272,7 @@ void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Outs<
 template <class T>
 void Walker<T>::planes() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
-    const PlaneTasks tasks = plane_tasks(p, element, f.threads);
+    const PlaneTasks tasks = plane_tasks(p, sizeof(T), element, f.threads);
     const i64 channels_per_set = p.inner / p.stride;
     const i64 slots = (tasks.teams ? p.sets() : tasks.group_size) * channels_per_set;
     const i64 partials = p.outer * p.channels;
@@ -337,7 +337,7 @@ void Walker<T>::planes() const {
 template <class T>
 void Walker<T>::columns() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
-    const ColumnTasks tasks = column_tasks(p, element, f.threads);
+    const ColumnTasks tasks = column_tasks(p, sizeof(T), element, f.threads);
     const i64 width = tasks.width * tasks.fold, partials = p.outer * p.channels;
     const i64 slots = width / p.stride, channels_per_set = p.inner / p.stride;
     const i64 each = 2 * Arena::size_of<double>(slots) + 5 * Arena::size_of<A>(width) +

@@ -194,7 +194,7 @@ void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T
 template <class T>
 void Walker<T>::planes() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
-    const PlaneTasks tasks = plane_tasks(p, element, f.threads);
+    const PlaneTasks tasks = plane_tasks(p, sizeof(T), element, f.threads);
     const i64 sweeps_each = tasks.teams ? p.sets() : tasks.group_size;
     const i64 each = Arena::size_of<Sweep<T>>(sweeps_each);
     char* memory = scratch(each * f.threads);
@@ -365,7 +365,7 @@ void Walker<T>::merge_slots(const Block& block, Range sets, const SlotMoments* p
 template <class T>
 void Walker<T>::columns() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
-    const ColumnTasks tasks = column_tasks(p, element, f.threads);
+    const ColumnTasks tasks = column_tasks(p, sizeof(T), element, f.threads);
     const i64 width = tasks.width * tasks.fold, slots = width / p.stride;
     const i64 each = 3 * (Arena::size_of<double>(slots) + Arena::size_of<A>(width));
     const i64 head = Arena::size_of<SlotMoments>(f.threads);

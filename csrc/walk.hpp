@@ -33,12 +33,13 @@ struct PlaneTasks {
     bool teams;  // too few sets for the threads: each is shared by all of them
 };
 
-inline PlaneTasks plane_tasks(const Partition& p, i64 bytes_per_element, int threads) {
+// `bytes` of an element in one array, and in all that a slab holds.
+inline PlaneTasks plane_tasks(const Partition& p, i64 bytes, i64 bytes_of_all, int threads) {
     constexpr i64 kChunk = 8192;  // bytes of each array that neighbouring sets should make together
-    const i64 slab = p.count() * bytes_per_element;
+    const i64 slab = p.count() * bytes_of_all;
     const i64 fits = std::max<i64>(1, caches().l2 * 3 / 4 / std::max<i64>(1, slab));
     const i64 fair = std::max<i64>(1, p.group / std::max<i64>(1, 2 * threads / p.outer));
-    const i64 wanted = (kChunk + p.inner * 4 - 1) / (p.inner * 4);
+    const i64 wanted = (kChunk + p.inner * bytes - 1) / (p.inner * bytes);
     const i64 size = std::min(std::min(wanted, fits), std::min(fair, p.group));
     const i64 per_outer = (p.group + size - 1) / size;
     const bool teams = threads > 1 && p.sets() < 4 * threads && p.sets() % threads != 0;
@@ -94,17 +95,17 @@ struct ColumnTasks {
     bool teams;  // the rows of each block are shared by all threads
 };
 
-inline ColumnTasks column_tasks(const Partition& p, i64 bytes_per_element, int threads) {
+inline ColumnTasks column_tasks(const Partition& p, i64 bytes, i64 bytes_of_all, int threads) {
     constexpr i64 kNarrow = 256;  // columns
     const i64 row = p.row(), sets_per_tile = std::max<i64>(1, std::min(kTile, row) / p.inner);
     const i64 blocks = std::max<i64>(1, 2 * threads / p.outer);  // so that every thread has two
     i64 width = std::min(sets_per_tile, std::max<i64>(1, p.group / blocks)) * p.inner;
     // Blocks of whole cache lines: a line that two of them share cannot be streamed.
     i64 whole = p.inner;
-    while (whole % (kLine / 4) != 0 && 2 * whole <= width) whole *= 2;
-    if (whole % (kLine / 4) == 0) width = width / whole * whole;
-    const bool fits = p.batch * width * bytes_per_element <= caches().l2 * 3 / 4;
-    const bool long_enough = width == row || width * bytes_per_element >= 4 * kLine;
+    while (whole * bytes % kLine != 0 && 2 * whole <= width) whole *= 2;
+    if (whole * bytes % kLine == 0) width = width / whole * whole;
+    const bool fits = p.batch * width * bytes_of_all <= caches().l2 * 3 / 4;
+    const bool long_enough = width == row || width * bytes_of_all >= 4 * kLine;
     const bool alone = p.outer >= threads || (long_enough && (fits || p.stride > 1));
     if (!alone || !fits) width = p.stride > 1 && alone ? width : row;
     const i64 fold =
