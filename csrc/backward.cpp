@@ -234,7 +234,7 @@ struct Walker {
 template <class T>
 void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const Sums& sums) const {
     const i64 channels_per_set = p.inner / p.stride, length = share.inner.end - share.inner.begin;
-    const bool apart = (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
+    const bool apart = is_short<T>((groups.end - groups.begin) * length);
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;

@@ -129,7 +129,11 @@ struct Walker {
 
     void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
                      Out<T>& out) const {
-        for (i64 r = row; r < row + rows; ++r) apply(block.base + r * block.pitch + column, n, affine, out);
+        for (i64 r = row; r < row + rows; ++r) {
+            const i64 k = block.base + r * block.pitch + column;
+            if (residual && block.apart && r + 1 < row + rows) prefetch(residual + k + block.pitch, n);
+            apply(k, n, affine, out);
+        }
     }
 
     void planes() const;
@@ -159,7 +163,7 @@ struct Walker {
 template <class T>
 void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const {
     const i64 length = share.inner.end - share.inner.begin;
-    const bool apart = (groups.end - groups.begin) * length * static_cast<i64>(sizeof(T)) <= kShortStretch;
+    const bool apart = is_short<T>((groups.end - groups.begin) * length);
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         for (i64 g = groups.begin; g < groups.end; ++g) {
@@ -178,10 +182,14 @@ void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Swe
 
 template <class T>
 void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const {
+    const i64 length = share.inner.end - share.inner.begin;
+    const bool apart = residual && is_short<T>((groups.end - groups.begin) * length);
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
         for (i64 g = groups.end - 1; g >= groups.begin; --g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
             const i64 first = base / p.stride % p.channels;
+            if (apart && b > share.batch.begin)
+                prefetch(residual + base + share.inner.begin - p.row(), length);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};

@@ -60,6 +60,11 @@ struct PlaneShare {
 constexpr i64 kShortStretch = 16384;  // bytes
 
 template <class T>
+inline bool is_short(i64 n) {
+    return n * static_cast<i64>(sizeof(T)) <= kShortStretch;
+}
+
+template <class T>
 inline void prefetch(const T* p, i64 n) {
     constexpr i64 line = kLine / static_cast<i64>(sizeof(T));
     for (i64 i = 0; i < n; i += line) __builtin_prefetch(p + i, 0, 2);
