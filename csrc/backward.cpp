@@ -34,7 +34,8 @@ struct Walker {
     T *dx, *dresidual;
     A arg;
     bool streams;
-    bool lists;  // slopes do not come from x alone
+    bool lists;          // slopes do not come from x alone
+    double per_element;  // 1 / count
 
     explicit Walker(const Backward& call)
         : f(call),
@@ -54,7 +55,8 @@ struct Walker {
           dresidual(static_cast<T*>(call.dresidual)),
           arg(static_cast<A>(call.arg)),
           streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8),
-          lists(call.bits != nullptr || residual != nullptr || dresidual != nullptr) {}
+          lists(call.bits != nullptr || residual != nullptr || dresidual != nullptr),
+          per_element(call.count > 0 ? 1 / call.count : 1) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
@@ -190,9 +192,26 @@ struct Walker {
     };
     Shared shared(i64 set) const {
         if (!f.measured) return {0, 0};
-        const double n = counts ? counts[set] : f.count, r = rstd[set] / (n > 0 ? n : 1);
+        const double r = rstd[set] * (counts ? (counts[set] > 0 ? 1.0 / counts[set] : 1.0) : per_element);
         return {static_cast<A>(-r * rstd[set] * sum_gx[set]),
                 f.centered ? static_cast<A>(-r * sum_g[set]) : A(0)};
+    }
+
+    // The same where each set is one channel, and they lie one after the other.
+    void finish_single(i64 set, i64 channel, i64 n, const double* g, const double* gd,
+                       const Sums& partial) const {
+        const i64 at = set / p.group * p.channels + channel;
+        const A *weight = static_cast<const A*>(f.weight), *r = rstd + set;
+        double *kept_g = partial.g + at, *kept_gd = partial.gd + at;
+        A *out_g = sum_g + set, *out_gx = sum_gx + set;
+        for (i64 i = 0; i < n; ++i) kept_g[i] = g[i], kept_gd[i] = gd[i] * r[i];
+        if (weight) {
+            for (i64 i = 0; i < n; ++i) out_g[i] = static_cast<A>(kept_g[i] * weight[channel + i]);
+            for (i64 i = 0; i < n; ++i) out_gx[i] = static_cast<A>(kept_gd[i] * weight[channel + i]);
+        } else {
+            for (i64 i = 0; i < n; ++i) out_g[i] = static_cast<A>(kept_g[i]);
+            for (i64 i = 0; i < n; ++i) out_gx[i] = static_cast<A>(kept_gd[i]);
+        }
     }
 
     // Keep the sums of one set's channels, and weigh them into the set's own.
@@ -378,6 +397,10 @@ void Walker<T>::columns() const {
         };
         // The sums of sets [begin, end): over the team's parts and the folded rows.
         const auto merge = [&](const Block& block, Range sets, i64 first_set, const Sums* all, int size) {
+            if (size == 1 && block.fold == 1 && channels_per_set == 1)
+                return finish_single(first_set + sets.begin, block.first_column / p.stride + sets.begin,
+                                     sets.end - sets.begin, all[0].g + sets.begin, all[0].gd + sets.begin,
+                                     partial);
             for (i64 set = sets.begin; set < sets.end; ++set) {
                 for (i64 c = 0; c < channels_per_set; ++c) {
                     double g = 0, gd = 0;

@@ -97,6 +97,19 @@ struct Walker {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
     }
 
+    // Sets that lie one after the other: a dense layer has as many as elements in a sample.
+    void finish(i64 first_set, i64 n, const double* count_, const double* mean_, const double* m2_) const {
+        const double eps = f.eps;
+        A *mean_out = mean + first_set, *m2_out = m2 + first_set, *rstd_out = rstd + first_set;
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) {
+            mean_out[i] = static_cast<A>(mean_[i]);
+            m2_out[i] = static_cast<A>(m2_[i]);
+            rstd_out[i] = static_cast<A>(1 / std::sqrt(m2_[i] / std::max(count_[i], 1e-300) + eps));
+        }
+        for (i64 i = 0; count && i < n; ++i) count[first_set + i] = static_cast<A>(count_[i]);
+    }
+
     void finish(i64 set, const Moments& m) const {
         mean[set] = static_cast<A>(m.mean);
         m2[set] = static_cast<A>(m.m2);
@@ -354,6 +367,11 @@ template <class T>
 void Walker<T>::merge_slots(const Block& block, Range sets, const SlotMoments* parts, int size,
                             i64 first_set) const {
     const i64 channels_per_set = p.inner / p.stride, slots = block.columns / p.stride;
+    if (size == 1 && block.fold == 1 && channels_per_set == 1) {
+        const SlotMoments& own = parts[0];
+        return finish(first_set + sets.begin, sets.end - sets.begin, own.count + sets.begin,
+                      own.mean + sets.begin, own.m2 + sets.begin);
+    }
     const auto each = [&](i64 set, const auto& body) {
         for (int t = 0; t < size; ++t)
             for (i64 j = 0; j < block.fold; ++j)

@@ -63,6 +63,22 @@ template <class A>
 void update(const Partition& p, const Running& running, const A* mean_oc, const A* m2_oc, const A* count_oc) {
     A *running_mean = static_cast<A*>(running.mean), *running_var = static_cast<A*>(running.var);
     const i64 channels = p.group;
+    const double w = running.factor, old = 1 - w;
+    if (p.outer == 1 && count_oc == nullptr && p.count() > 1) {  // each channel one set, all alike
+        const double share = w / static_cast<double>(running.unbiased ? p.count() - 1 : p.count());
+        bool finite = true;
+        for (i64 c = 0; c < channels; ++c) finite &= std::isfinite(mean_oc[c]) && std::isfinite(m2_oc[c]);
+        if (running.skip_nonfinite && !finite) {
+            if (running.skipped) ++*running.skipped;
+            return;
+        }
+        for (i64 c = 0; c < channels; ++c)
+            running_mean[c] = static_cast<A>(w * mean_oc[c] + old * running_mean[c]);
+        for (i64 c = 0; c < channels; ++c)
+            running_var[c] = static_cast<A>(share * m2_oc[c] + old * running_var[c]);
+        if (running.batches) ++*running.batches;
+        return;
+    }
     // The mean of the statistics of all sets of a channel, where there is any.
     struct Entry {
         double mean, var;
@@ -89,11 +105,10 @@ void update(const Partition& p, const Running& running, const A* mean_oc, const 
         return;
     }
     if (!any) return;
-    const double w = running.factor;
     for (i64 c = 0; c < channels; ++c) {
         const Entry& e = entries[c];
-        if (e.has_mean) running_mean[c] = static_cast<A>(w * e.mean + (1 - w) * running_mean[c]);
-        if (e.has_var) running_var[c] = static_cast<A>(w * e.var + (1 - w) * running_var[c]);
+        if (e.has_mean) running_mean[c] = static_cast<A>(w * e.mean + old * running_mean[c]);
+        if (e.has_var) running_var[c] = static_cast<A>(w * e.var + old * running_var[c]);
     }
     if (running.batches) ++*running.batches;
 }
