@@ -184,7 +184,8 @@ def keras_fit() -> str:
     rounds = [row["rounds"] for row in rows]
     lines = [
         f"{machine['processor']}, {machine['threads']} threads; Keras {machine['keras']} on torch {machine['torch']}; "
-        f"a network of {run['depth']} norms, each with a ReLU; medians and quartiles of {min(rounds)} to {max(rounds)} paired rounds.",
+        f"a network of {run['depth']} norms, each with a ReLU; "
+        f"medians and quartiles of {min(rounds)} to {max(rounds)} paired rounds.",
         "",
         "| input | Keras, µs a norm | an empty layer, µs | evenly, µs | times faster | with the ReLU fused "
         "| beyond an empty layer |",
