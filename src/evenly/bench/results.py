@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -50,6 +51,7 @@ def machine() -> dict[str, Any]:
     from evenly.versions import versions
 
     found: dict[str, Any] = dict(versions())
+    found["OpenMP"] = re.sub(r"[^ ,]*/site-packages/", "", found["OpenMP"])  # where this machine keeps them is its own
     found["last-level cache"] = f"{timing.last_level_cache() >> 20} MiB"
     found["cores"] = str(os.cpu_count())
     return found
