@@ -464,19 +464,11 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
         double all_g = 0, all_gd = 0;
         for (i64 i = 0; i < width; i += kTile) {
             const i64 n = std::min(kTile, width - i);
-            A g[kTile], d[kTile], a1 = 0, a2 = 0;
-            masked(base + i, n, affine.from(i), g, d);
-            const A r = rstd[set];
-#pragma omp simd reduction(+ : a1, a2)
-            for (i64 j = 0; j < n; ++j) {
-                const A wg = weight[i + j] * g[j];
-                a1 += wg;
-                a2 = fma(wg, d[j], a2);
-                g_each[i + j] += g[j];
-                gx_each[i + j] = fma(g[j] * r, d[j], gx_each[i + j]);
-            }
-            all_g += a1;
-            all_gd += a2;
+            const Row<A> part = affine.from(i);
+            with_slopes(base + i, n, part, [&](const auto& slopes) {
+                row_sums(dy + base + i, x + base + i, n, part, slopes, g_each + i, gx_each + i, all_g,
+                         all_gd);
+            });
         }
         sum_g[set] = static_cast<A>(all_g);
         sum_gx[set] = static_cast<A>(all_gd * rstd[set]);

@@ -166,6 +166,24 @@ EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slope slope
     }
 }
 
+// A row's sums of weight * g and weight * g * d; g and g * xhat are added per element.
+template <class A, class T, class Slope>
+EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slope slope_of, A* g_each, A* gx_each,
+                          double& sum_g, double& sum_gd) {
+    A a1 = 0, a2 = 0;
+#pragma omp simd reduction(+ : a1, a2)
+    for (i64 i = 0; i < n; ++i) {
+        const A d = load(x + i) - f.m;
+        const A g = load(dy + i) * slope_of.at(i, fma(d, f.scale(i), f.bias(i))), wg = f.w[i] * g;
+        a1 += wg;
+        a2 = fma(wg, d, a2);
+        g_each[i] += g;
+        gx_each[i] = fma(g * f.r, d, gx_each[i]);
+    }
+    sum_g += a1;
+    sum_gd += a2;
+}
+
 // dx straight from dy and x.
 template <class A, class T, class Affine, class Slope>
 EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slope slope_of, T* dx) {
