@@ -103,7 +103,7 @@ struct ColumnTasks {
 inline ColumnTasks column_tasks(const Partition& p, i64 bytes, i64 bytes_of_all, int threads) {
     constexpr i64 kNarrow = 256;  // columns
     const i64 row = p.row(), sets_per_tile = std::max<i64>(1, std::min(kTile, row) / p.inner);
-    const i64 blocks = std::max<i64>(1, 2 * threads / p.outer);  // so that every thread has two
+    const i64 blocks = std::max<i64>(1, threads / p.outer);  // one for every thread
     i64 width = std::min(sets_per_tile, std::max<i64>(1, p.group / blocks)) * p.inner;
     // Blocks of whole cache lines: a line that two of them share cannot be streamed.
     i64 whole = p.inner;
