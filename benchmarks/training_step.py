@@ -44,9 +44,12 @@ def images(samples: int, size: int, classes: int) -> Batch:
 
 
 STEPS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Batch]]] = {
-    "resnet18": (networks.resnet18, lambda: images(16, 112, 1000)),
-    "resnet50": (networks.resnet50, lambda: images(8, 112, 1000)),
-    "mobilenetv2": (networks.mobilenetv2, lambda: images(16, 112, 1000)),
+    "resnet18, 16×112²": (networks.resnet18, lambda: images(16, 112, 1000)),
+    "resnet50, 8×112²": (networks.resnet50, lambda: images(8, 112, 1000)),
+    "mobilenetv2, 16×112²": (networks.mobilenetv2, lambda: images(16, 112, 1000)),
+    "resnet18, 32×224²": (networks.resnet18, lambda: images(32, 224, 1000)),
+    "resnet50, 32×224²": (networks.resnet50, lambda: images(32, 224, 1000)),
+    "mobilenetv2, 32×224²": (networks.mobilenetv2, lambda: images(32, 224, 1000)),
     "unet": (networks.UNet, lambda: (torch.randn(4, 3, 96, 96), torch.randint(2, (4, 96, 96)))),
     "mlp": (networks.mlp, lambda: (torch.randn(256, 784), torch.randint(10, (256,)))),
 }
@@ -152,7 +155,7 @@ def markdown(found: dict[str, Any]) -> str:
 def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--only", default=",".join(STEPS), help="networks: a,b")
+    parser.add_argument("--only", default=";".join(STEPS), help="networks: a;b")
     parser.add_argument("--rounds", type=int, default=ROUNDS)
     parser.add_argument("--json", help="write the results")
     parser.add_argument("--memory-of", nargs=2, help=argparse.SUPPRESS)
@@ -160,7 +163,7 @@ def main() -> None:
     if options.memory_of:
         print(_measure_memory(*options.memory_of))
         return
-    rows = {name: compare(name, options.rounds) for name in options.only.split(",")}
+    rows = {name: compare(name, options.rounds) for name in options.only.split(";")}
     found = {**results.collect([]), "study": "training_step", "rows": rows}
     print(markdown(found))
     if options.json:
