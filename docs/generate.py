@@ -138,6 +138,55 @@ def bench_files() -> str:
     return "\n\n".join(parts) or NOT_MEASURED
 
 
+# What the kernels set out to reach on each list: copies at most, times as fast as torch eager at least.
+GOALS: dict[str, tuple[float | None, float]] = {
+    "resnet50": (3.0, 6),
+    "resnet50-last": (3.6, 4),
+    "resnet50-residual": (4.5, 3),
+    "resnet50-bfloat16": (3.3, 3),
+    "mobilenetv2": (None, 3),
+    "unet3d": (None, 3),
+    "cifar": (None, 3),
+    "group": (None, 3),
+    "rows": (None, 1),
+    "small": (None, 1),
+    "huge": (None, 3),
+}
+
+
+def bench_goals() -> str:
+    """Each list against its goals, and every shape on which torch is faster."""
+    lines = ["| run | copies | goal | times as fast as torch | goal |", "|---|---:|---:|---:|---:|"]
+    slower = []
+    for name, (copies, faster) in GOALS.items():
+        run = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+        sums = run["sums"]["cold"]
+        ours, ratio = sums["evenly"]["both"]["copies"], sums["torch"]["both"]["slower"]
+        goal = "–" if copies is None else f"≤ {copies:.1f}"
+        lines.append(
+            f"| {name} | {_marked(f'{ours:.2f}', copies is None or ours <= copies)} | {goal} "
+            f"| {_marked(f'{ratio:.1f}×', ratio >= faster)} | ≥ {faster}× |"
+        )
+        for row in run["rows"]:
+            both = [row["peers"][who]["cold"]["copies"]["both"]["median"] for who in ("evenly", "torch")]
+            if both[0] > both[1]:
+                slower.append(f"{name} {'×'.join(map(str, row['case']['shape']))} ({both[0] / both[1]:.2f}×)")
+    return "\n".join(lines) + (
+        f"\n\nTorch is faster, our time in torch's beside it, on {', '.join(slower)}."
+        if slower
+        else "\n\nNo shape of these lists takes longer than in torch."
+    )
+
+
+def _marked(figure: str, reached: bool) -> str:
+    return figure if reached else f"**{figure}**"
+
+
+def memory() -> str:
+    """What benchmarks/memory.cpp printed."""
+    return "```text\n" + (ROOT / "benchmarks" / "results" / "memory.txt").read_text("utf-8") + "```"
+
+
 NOT_MEASURED = "No measurement of an idle machine is committed yet; the commands above make one."
 
 
@@ -218,6 +267,8 @@ PARTS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "bench": bench,
     "bench-files": bench_files,
+    "bench-goals": bench_goals,
+    "memory": memory,
     "training-step": training_step,
     "sync": sync,
     "keras-fit": keras_fit,
