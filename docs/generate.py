@@ -230,11 +230,11 @@ def keras_fit() -> str:
         return NOT_MEASURED
     run = json.loads(file.read_text("utf-8"))
     machine, rows = run["machine"], run["rows"]
-    rounds = [row["rounds"] for row in rows]
+    rounds = " to ".join(str(n) for n in sorted({row["rounds"] for row in rows}))
     lines = [
         f"{machine['processor']}, {machine['threads']} threads; Keras {machine['keras']} on torch {machine['torch']}; "
         f"a network of {run['depth']} norms, each with a ReLU; "
-        f"medians and quartiles of {min(rounds)} to {max(rounds)} paired rounds.",
+        f"medians and quartiles of {rounds} paired rounds.",
         "",
         "| input | Keras, µs a norm | an empty layer, µs | evenly, µs | times faster | with the ReLU fused "
         "| beyond an empty layer |",
