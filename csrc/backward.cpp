@@ -197,7 +197,7 @@ struct Walker {
                 f.centered ? static_cast<A>(-r * sum_g[set]) : A(0)};
     }
 
-    // The same where each set is one channel, and they lie one after the other.
+    // Keep the sums of n sets of one channel each that lie one after the other, in vector loops.
     void finish_single(i64 set, i64 channel, i64 n, const double* g, const double* gd,
                        const Sums& partial) const {
         const i64 at = set / p.group * p.channels + channel;

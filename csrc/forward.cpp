@@ -99,7 +99,7 @@ struct Walker {
 
     // Sets that lie one after the other: a dense layer has as many as elements in a sample.
     void finish(i64 first_set, i64 n, const double* count_, const double* mean_, const double* m2_) const {
-        const double eps = f.eps;
+        const double eps = f.eps;  // the m2 of an empty set is 0, whatever it is divided by
         A *mean_out = mean + first_set, *m2_out = m2 + first_set, *rstd_out = rstd + first_set;
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) {

@@ -405,4 +405,6 @@ def test_a_model_without_norms_is_not_read() -> None:
 
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        evenly.convert(nn.Sequential(Wild(), nn.BatchNorm1d(3)), fuse=True)
+        model = evenly.convert(nn.Sequential(Wild(), nn.BatchNorm1d(3)), fuse=True)
+
+    assert isinstance(model[1], evenly.BatchNorm1d)
