@@ -5,6 +5,8 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <memory>
+#include <optional>
 #include <string>
 #include <vector>
 
@@ -21,6 +23,31 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
+// Memory of the calling thread for what the two halves of a call pass on and nobody else asks for;
+// the kernels' own scratch is in use meanwhile. Room for any type of statistics.
+Address between(i64 numbers) {
+    thread_local std::unique_ptr<double[]> memory;
+    thread_local i64 size = 0;
+    if (size < numbers) {
+        memory.reset(new double[numbers]);
+        size = numbers;
+    }
+    return reinterpret_cast<Address>(memory.get());
+}
+
+// Other threads of Python run beside a long call. A short one keeps the lock: to have it back can take
+// a hundred times as long as the call.
+struct Aside {
+    std::optional<nb::gil_scoped_release> released;
+    explicit Aside(i64 bytes) {
+        if (bytes >= 64 << 10) released.emplace();
+    }
+};
+
+i64 bytes_of(const evenly::Partition& p, int dtype) {
+    return p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
+}
+
 bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stride, int dtype, int kind,
              double arg, Address x, Address residual, Address weight, Address bias, Address mask,
              bool mask_elements, bool weighs, bool zeroes, Address y, Address bits, Address mean, Address m2,
@@ -29,7 +56,8 @@ bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 strid
              bool unbiased, bool skip_nonfinite) {
     const evenly::Partition p{outer, batch, group, inner, channels, stride};
     if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
-    const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
+    const i64 bytes = bytes_of(p, dtype);
+    if (measure && m2 == 0) m2 = between(p.sets());
     const evenly::Forward call{p,
                                static_cast<evenly::DType>(dtype),
                                static_cast<evenly::Kind>(kind),
@@ -55,7 +83,7 @@ bool forward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 strid
                                evenly::threads_for(bytes, threads)};
     const evenly::Running running{at(running_mean), at(running_var), at<i64>(batches), at<i64>(skipped),
                                   factor,           unbiased,        skip_nonfinite};
-    nb::gil_scoped_release released;
+    const Aside aside(bytes);
     evenly::forward(call, running_mean ? &running : nullptr);
     return true;
 }
@@ -68,7 +96,8 @@ bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stri
               int threads) {
     const evenly::Partition p{outer, batch, group, inner, channels, stride};
     if (evenly::walk_of(p, mask != 0) == evenly::Walk::none) return false;
-    const i64 bytes = p.numel() * (dtype == 1 ? 8 : dtype == 0 ? 4 : 2);
+    const i64 bytes = bytes_of(p, dtype);
+    if (sum && sum_g == 0) sum_g = between(2 * p.sets()), sum_gx = sum_g + 8 * p.sets();
     const evenly::Backward call{p,
                                 static_cast<evenly::DType>(dtype),
                                 static_cast<evenly::Kind>(kind),
@@ -98,7 +127,7 @@ bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stri
                                 sum,
                                 input,
                                 evenly::threads_for(bytes, threads)};
-    nb::gil_scoped_release released;
+    const Aside aside(bytes);
     evenly::backward(call);
     return true;
 }

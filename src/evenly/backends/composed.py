@@ -33,6 +33,7 @@ def forward(
     centered: bool = True,
     keep: bool = False,
     running: Running | None = None,
+    spread: bool = True,
     merge: Callable[[Moments], Moments] | None = None,
 ) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
     """Steps 1 and 2: ``(y, moments, rstd, saved)``; updates the running statistics between them.
@@ -44,6 +45,7 @@ def forward(
         eps: added to the variance.
         centered: False for RMS norm.
         running: the buffers to update, if any.
+        spread: whether the moments' m2 is asked for; it may be None else.
         merge: from this process's moments to those of all that share statistics.
     """
     moments = steps.moments(x, partition, mask, centered=centered)

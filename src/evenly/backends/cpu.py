@@ -8,7 +8,6 @@ memory kept for large outputs (mebibytes; 0 switches it off).
 from __future__ import annotations
 
 import os
-from threading import local
 
 import torch  # before _cpu: its OpenMP runtime is the one both use
 from torch import Tensor
@@ -67,14 +66,14 @@ def forward(
     centered: bool = True,
     keep: bool = False,
     running: Running | None = None,
+    spread: bool = True,
 ) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
     """Steps 1 and 2 and the running statistics in one call; see `evenly.backends.composed.forward`."""
-    dtype = torch.float64 if x.dtype is torch.float64 else torch.float32
-    mean = torch.empty((partition.outer, partition.group), dtype=dtype)
-    m2, rstd = torch.empty_like(mean), torch.empty_like(mean)
-    count = partition.count if mask is None else torch.empty_like(mean)
+    mean, rstd = _statistics(x, partition), _statistics(x, partition)
+    inside = running is None or _enters(running, mean.dtype)
+    m2 = _statistics(x, partition) if spread or not inside else None
+    count = partition.count if mask is None else _statistics(x, partition)
     y = pool.empty_like(x)
-    inside = running is not None and _enters(running, dtype)
     saved = _call_forward(
         x, partition, weight, bias, residual, activation, mask, zeroing, y, mean, m2, rstd, count,
         eps, centered, True, keep, running if inside else None,
@@ -85,9 +84,20 @@ def forward(
             mask=mask, zeroing=zeroing, centered=centered, keep=keep, running=running,
         )  # fmt: skip
     moments = Moments(count, mean, m2)
-    if running is not None and not inside:
+    if not inside:
+        assert running is not None
         update(running, moments)
     return y, moments, rstd, saved
+
+
+def _statistics(x: Tensor, partition: Partition) -> Tensor:
+    """Memory for one number of every set, in the type of statistics."""
+    if x.dtype in _STATISTICS:
+        return x.new_empty(partition.outer, partition.group)
+    return x.new_empty((partition.outer, partition.group), dtype=torch.float32)
+
+
+_STATISTICS = (torch.float32, torch.float64)  # what is its own type of statistics
 
 
 def backward(
@@ -119,8 +129,7 @@ def backward(
         dbias = torch.empty_like(dweight)
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
-        *_between(partition.sets, summing), _at(dweight), _at(dbias), dx_, dres, centered, measured, summing,
-        dx or dresidual,
+        None, None, dweight, dbias, dx_, dres, centered, measured, summing, dx or dresidual,
     )  # fmt: skip
     if not walked:
         return composed.backward(
@@ -132,9 +141,8 @@ def backward(
 
 def moments(x: Tensor, partition: Partition, mask: Tensor | None = None, *, centered: bool = True) -> Moments:
     """Step 1; see `evenly.backends.reference.moments`."""
-    mean = torch.empty((partition.outer, partition.group), dtype=reference.statistics_dtype(x.dtype))
-    m2, rstd = torch.empty_like(mean), torch.empty_like(mean)
-    count = partition.count if mask is None else torch.empty_like(mean)
+    mean, m2, rstd = (_statistics(x, partition) for _ in range(3))
+    count = partition.count if mask is None else _statistics(x, partition)
     saved = _call_forward(
         x, partition, None, None, None, Activation(), mask, None, None, mean, m2, rstd, count,
         1.0, centered, True, False, None,
@@ -188,7 +196,7 @@ def backward_sums(
     g, gx, dweight, dbias = (mean.new_empty(size) for size in (sets, sets, partition.channels, partition.channels))
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, 0, None, zeroing,
-        g.data_ptr(), gx.data_ptr(), dweight.data_ptr(), dbias.data_ptr(), None, None, True, True, True, False,
+        g, gx, dweight, dbias, None, None, True, True, True, False,
     )  # fmt: skip
     if not walked:
         return reference.backward_sums(dy, x, partition, mean, rstd, weight, bias, saved, activation, zeroing=zeroing)
@@ -219,7 +227,7 @@ def backward_input(
     g, gx = (None, None) if sums is None else (_plain(t, mean.dtype) for t in sums[:2])
     walked = _call_backward(
         dy, x, partition, mean, rstd, weight, bias, saved, activation, count, mask, zeroing,
-        _at(g), _at(gx), 0, 0, dx, dres, centered, sums is not None, False, True,
+        g, gx, None, None, dx, dres, centered, sums is not None, False, True,
     )  # fmt: skip
     if not walked:
         return reference.backward_input(
@@ -286,10 +294,10 @@ def _call_backward(
     count: int | Tensor,
     mask: Tensor | None,
     zeroing: Tensor | None,
-    g: int,
-    gx: int,
-    dweight: int,
-    dbias: int,
+    g: Tensor | None,
+    gx: Tensor | None,
+    dweight: Tensor | None,
+    dbias: Tensor | None,
     dx: Tensor | None,
     dres: Tensor | None,
     centered: bool,
@@ -297,7 +305,7 @@ def _call_backward(
     sum_: bool,
     input_: bool,
 ) -> bool:
-    """The compiled call, step 3's results by their addresses; whether it was made."""
+    """The compiled call; whether it was made. Where g and gx are None, step 3 passes its own on to step 4."""
     dtype = mean.dtype
     weight, bias, mean, rstd = _plain(weight, dtype), _plain(bias, dtype), mean.contiguous(), rstd.contiguous()
     weights = _plain(zeroing if mask is None else mask, dtype)
@@ -309,7 +317,8 @@ def _call_backward(
         dy.data_ptr(), x.data_ptr(), _at(saved if bits is None else None), _at(bits), _at(weight), _at(bias),
         _at(weights), weights is not None and weights.numel() != p.positions, mask is not None, zeroing is not None,
         mean.data_ptr(), rstd.data_ptr(), _at(counts), 0 if isinstance(count, Tensor) else count,
-        g, gx, dweight, dbias, _at(dx), _at(dres), centered, measured, sum_, input_, torch.get_num_threads(),
+        _at(g), _at(gx), _at(dweight), _at(dbias), _at(dx), _at(dres), centered, measured, sum_, input_,
+        torch.get_num_threads(),
     )  # fmt: skip
 
 
@@ -322,25 +331,6 @@ def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
     if t is None or (t.dtype is dtype and t.is_contiguous()):
         return t
     return t.detach().to(dtype).contiguous()
-
-
-class _Room(local):
-    """Memory of one thread for what the two halves of one call pass on."""
-
-    block = torch.empty(0, dtype=torch.float64)
-
-
-_room = _Room()
-
-
-def _between(sets: int, wanted: bool) -> tuple[int, int]:
-    """Where step 3 leaves its two sums for step 4 of the same call."""
-    if not wanted:
-        return 0, 0
-    if _room.block.numel() < 2 * sets:
-        _room.block = torch.empty(2 * sets, dtype=torch.float64)
-    at = _room.block.data_ptr()
-    return at, at + 8 * sets
 
 
 def _enters(running: Running, dtype: torch.dtype) -> bool:

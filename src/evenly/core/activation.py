@@ -75,6 +75,11 @@ class Activation:
         return KINDS[self.name]
 
     @property
+    def curved(self) -> bool:
+        """Whether its slope is not constant between kinks, so that it has a slope of its own."""
+        return self.kind.slope in ("output", "input")
+
+    @property
     def invertible(self) -> bool:
         """Whether its input can be had back from its output."""
         return self.kind.invertible and (not self.kind.parameters or self.arg > 0)

@@ -18,6 +18,7 @@ from evenly.nn import check, exported
 from evenly.nn.layout import layout
 from evenly.nn.mask import mask_in_memory
 from evenly.nn.normalize import Call, Given, enter, normalize, plain
+from evenly.nn.plan import Plan, remembered
 from evenly.nn.renorm import Renorm
 
 
@@ -43,11 +44,6 @@ class Extras(NamedTuple):
             return x, self
         dtype = torch.promote_types(x.dtype, self.residual.dtype)
         return x.to(dtype), self._replace(residual=self.residual.to(dtype))
-
-    def tensors(self, x: Tensor, channel: int, order: tuple[int, ...]) -> tuple[Tensor | None, Tensor | None]:
-        """Residual and mask; the mask as weights in ``x``'s memory order."""
-        mask = None if self.mask is None else mask_in_memory(self.mask, x, channel, order)
-        return self.residual, mask
 
 
 class Small(NamedTuple):
@@ -98,34 +94,90 @@ def batch(
         inplace: whether the output may be saved in place of the input.
         writes: whether the measured statistics enter ``running``, which is else only looked at.
     """
+    if exported.leaving() and extras.mask is None and group is None and small.renorm is None:
+        y = _exported(x, weight, bias, eps, extras, given, running if writes else None, small, channel)
+        if y is not None:
+            return y
+    ghosts, kept = (small.ghosts, running) if given is None else (1, None)
+    mean = given[0] if given is not None else running.mean if running is not None else None
+    plan = remembered(_plan, x, weight, bias, mean, channel, ghosts, eps, given is None)
+    if extras.residual is not None:
+        x, extras = extras.with_input(x)
+    partition, channel, order, dense, uneven = plan
+    if given is None and group is None and partition.count == 1 and partition.channels:
+        given, kept = _single(x, small.single, running)
+    if uneven:
+        return _uneven(x, weight, bias, eps, extras, kept if writes else None, uneven, channel)
+    if not dense:
+        x = x.contiguous()
+    residual, mask, zeroes = extras.residual, extras.mask, extras.zero_masked
+    if mask is not None:
+        mask = mask_in_memory(mask, x, channel, order)
+    if small.renorm is not None and given is None and kept is not None:
+        weight, bias = small.renorm.affine(_moments(x, partition, mask, group), kept, eps, weight, bias)
+    call = Call(partition, eps, extras.activation, True, zeroes, group, inplace)
+    statistics = None if given is None else _given(*given, eps, x)
+    return normalize(x, call, weight, bias, residual, mask, statistics, kept if writes else None)
+
+
+def _door(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    channel: int,
+    ghosts: int,
+    eps: float,
+    training: bool,
+) -> tuple[int, int]:
+    """Refuse what does not fit; the channel axis from the front, and how many ghosts there will be."""
     check.check_input(x)
     if x.ndim < 2:
         raise ValueError(f"batch norm expects input of at least 2 axes (N, C, *), got shape {tuple(x.shape)}.")
     channel = channel % x.ndim
-    check.check_batch_eps(eps, training=given is None)
-    named = ("running_mean", given[0] if given else running.mean if running else None)
-    check.check_channels(x, channel, ("weight", weight), ("bias", bias), named)
+    check.check_batch_eps(eps, training)
+    check.check_channels(x, channel, ("weight", weight), ("bias", bias), ("running_mean", mean))
+    return channel, check.check_ghosts(x, channel, ghosts)
+
+
+def _plan(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    channel: int,
+    ghosts: int,
+    eps: float,
+    training: bool,
+) -> Plan:
+    """How batch norm reads ``x``."""
+    channel, ghosts = _door(x, weight, bias, mean, channel, ghosts, eps, training)
+    uneven = ghosts if ghosts > 1 and x.shape[0] % ghosts else 0
+    lies = layout(x, channel, samples_first=ghosts > 1)
+    partition = Partition.of_batch(lies.shape, lies.channel, 1 if uneven else ghosts)
+    return Plan(partition, channel, lies.order, lies.dense, uneven)
+
+
+def _exported(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    extras: Extras,
+    given: tuple[Tensor, Tensor] | None,
+    running: Running | None,
+    small: Small,
+    channel: int,
+) -> Tensor | None:
+    """By torch's operators, or None where they have no way to say it."""
+    ghosts = small.ghosts if given is None else 1
+    mean = given[0] if given is not None else running.mean if running is not None else None
+    channel, ghosts = _door(x, weight, bias, mean, channel, ghosts, eps, given is None)
     x, extras = extras.with_input(x)
-    ghosts = 1
-    if given is None:
-        ghosts = check.check_ghosts(x, channel, small.ghosts)
-        if group is None and check.one_value_per_channel(x, channel):
-            given, running = _single(x, small.single, running)
-            ghosts = ghosts if given is None else 1
-    if ghosts > 1 and x.shape[0] % ghosts:
-        return _uneven(x, weight, bias, eps, extras, running if writes else None, ghosts, channel)
-    if exported.leaving() and ghosts == 1 and extras.mask is None and group is None and small.renorm is None:
-        y = exported.batch_norm(x, weight, bias, eps, given, running if writes else None, channel)
-        if y is not None:
-            return exported.finish(y, extras.residual, extras.activation)
-    x, shape, at, order = layout(x, channel, samples_first=ghosts > 1)
-    partition = Partition.of_batch(shape, at, ghosts)
-    call = Call(partition, eps, extras.activation, True, extras.zero_masked, group, inplace)
-    residual, mask = extras.tensors(x, channel, order)
-    if small.renorm is not None and given is None and running is not None:
-        weight, bias = small.renorm.affine(_moments(x, partition, mask, group), running, eps, weight, bias)
-    statistics = None if given is None else _given(*given, eps, x)
-    return normalize(x, call, weight, bias, residual, mask, statistics, running if writes else None)
+    if given is None and check.one_value_per_channel(x, channel):
+        given, running = _single(x, small.single, running)
+    y = None if ghosts > 1 else exported.batch_norm(x, weight, bias, eps, given, running, channel)
+    return y if y is None else exported.finish(y, extras.residual, extras.activation)
 
 
 def _single(x: Tensor, policy: str, running: Running | None) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
@@ -190,8 +242,9 @@ def _sets(x: Tensor, extras: Extras, ghosts: int, channel: int) -> Moments:
     """The moments of every ghost, fields of shape ``(ghosts, channels)``."""
     every = []
     for part, these, parts in _parts(x.detach(), extras, ghosts, channel):
-        dense, shape, at, order = layout(part, channel, samples_first=parts > 1)
-        m = _moments(dense, Partition.of_batch(shape, at, parts), these.tensors(dense, channel, order)[1])
+        shape, at, order, dense = layout(part, channel, samples_first=parts > 1)
+        mask = None if these.mask is None else mask_in_memory(these.mask, part, channel, order)
+        m = _moments(part if dense else part.contiguous(), Partition.of_batch(shape, at, parts), mask)
         every.append(m if isinstance(m.count, Tensor) else Moments(torch.full_like(m.mean, m.count), m.mean, m.m2))
     return Moments(*(torch.cat([getattr(m, field) for m in every]) for field in ("count", "mean", "m2")))
 

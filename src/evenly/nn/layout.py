@@ -10,23 +10,23 @@ from evenly.backends.reference import memory_order
 
 
 class Layout(NamedTuple):
-    """A dense tensor read in memory order.
+    """A tensor read in memory order.
 
     Args:
-        x: the tensor, dense: itself, or a contiguous copy.
         shape: its shape in memory order.
         channel: where its channel axis comes in memory order.
         order: its axes in memory order.
+        dense: whether it lies so; if not, all this is said of ``x.contiguous()``.
     """
 
-    x: Tensor
     shape: tuple[int, ...]
     channel: int
     order: tuple[int, ...]
+    dense: bool
 
 
 def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
-    """How ``x`` lies in memory; copied only where it is not dense in some axis order.
+    """How ``x`` lies in memory; to be copied only where it is not dense in some axis order.
 
     Args:
         x: the input.
@@ -35,7 +35,7 @@ def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
     """
     natural = tuple(range(x.ndim))
     if x.is_contiguous():
-        return Layout(x, tuple(x.shape), channel, natural)
+        return Layout(tuple(x.shape), channel, natural, True)
     # Where an axis of one element stands in memory is nobody's business: put it where it helps.
     order = memory_order(x)
     for axis, place in ((channel, 1), (0, 0)):
@@ -43,5 +43,5 @@ def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
             rest = [a for a in order if a != axis]
             order = (*rest[:place], axis, *rest[place:])
     if x.permute(order).is_contiguous() and (order[0] == 0 or not samples_first):
-        return Layout(x, tuple(x.shape[a] for a in order), order.index(channel), order)
-    return Layout(x.contiguous(), tuple(x.shape), channel, natural)
+        return Layout(tuple(x.shape[a] for a in order), order.index(channel), order, True)
+    return Layout(tuple(x.shape), channel, natural, False)

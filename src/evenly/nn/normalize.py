@@ -80,9 +80,13 @@ def normalize(
             residual = in_memory_order_of(x, residual)
         if running is not None and recomputing():
             running = None
-        if torch.is_grad_enabled() and _needs_grad(x, weight, bias, residual):
-            mean, rstd = given if given is not None else (None, None)
-            y: Tensor = eager.Normalize.apply(x, weight, bias, residual, mask, mean, rstd, call, running)
+        if torch.is_grad_enabled() and (
+            x.requires_grad
+            or (weight is not None and weight.requires_grad)
+            or (bias is not None and bias.requires_grad)
+            or (residual is not None and residual.requires_grad)
+        ):
+            y: Tensor = eager.apply(x, weight, bias, residual, mask, given, call, running)
             return y
         return forward(x, call, weight, bias, residual, mask, given, running, keep=False)[0]
     if _in_graph() and call.group is None:
@@ -186,10 +190,6 @@ def in_order(t: Tensor, order: tuple[int, ...]) -> Tensor:
     return t.permute(order).contiguous().permute(sorted(range(t.ndim), key=order.__getitem__))
 
 
-def _needs_grad(*tensors: Tensor | None) -> bool:
-    return any(t is not None and t.requires_grad for t in tensors)
-
-
 def forward(
     x: Tensor,
     call: Call,
@@ -201,29 +201,34 @@ def forward(
     running: Running | None,
     *,
     keep: bool,
+    spread: bool = True,
     steps: Any = None,
 ) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
-    """``(y, moments, rstd, saved)`` by a backend's fused pair where there is one."""
-    steps = backends.choose(x) if steps is None else steps
-    zeroing = mask if call.zero_masked else None
+    """``(y, moments, rstd, saved)`` by a backend's fused pair where there is one; ``spread`` asks for m2."""
+    if steps is None:
+        steps = backends.choose(x)
+    partition, eps, activation, centered, zero_masked, group, _ = call
+    zeroing = mask if zero_masked else None
     if given is not None:
         y, saved = steps.normalize(
-            x, call.partition, *given, weight, bias, residual, call.activation, zeroing=zeroing, keep=keep
-        )
-        return y, Moments(call.partition.count, given.mean, None), given.rstd, saved
+            x, partition, *given, weight, bias, residual, activation, zeroing=zeroing, keep=keep
+        )  # fmt: skip
+        return y, Moments(partition.count, given.mean, None), given.rstd, saved
     # Kernels write the buffers for one batch; pooling micro-batches, and what a graph must see, is beside them.
     beside = running is not None and (running.pending is not None or torch.compiler.is_compiling())
     inside = None if beside else running
-    options: dict[str, Any] = {
-        "mask": mask, "zeroing": zeroing, "centered": call.centered, "keep": keep, "running": inside,
-    }  # fmt: skip
-    arguments = (x, call.partition, call.eps, weight, bias, residual, call.activation)
-    if call.group is not None or not hasattr(steps, "forward"):
-        merge = call.group.merge if call.group is not None else None
-        y, moments, rstd, saved = composed.forward(steps, *arguments, **options, merge=merge)
+    if group is None and hasattr(steps, "forward"):
+        y, moments, rstd, saved = steps.forward(
+            x, partition, eps, weight, bias, residual, activation, mask=mask, zeroing=zeroing,
+            centered=centered, keep=keep, running=inside, spread=spread or beside,
+        )  # fmt: skip
     else:
-        y, moments, rstd, saved = steps.forward(*arguments, **options)
-    if running is not None and beside:
+        y, moments, rstd, saved = composed.forward(
+            steps, x, partition, eps, weight, bias, residual, activation, mask=mask, zeroing=zeroing,
+            centered=centered, keep=keep, running=inside, merge=None if group is None else group.merge,
+        )  # fmt: skip
+    if beside:
+        assert running is not None
         enter(running, moments)
     return y, moments, rstd, saved
 

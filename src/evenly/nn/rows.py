@@ -12,6 +12,7 @@ from evenly.nn import check, exported
 from evenly.nn.batch import Extras
 from evenly.nn.layout import layout
 from evenly.nn.normalize import Call, normalize
+from evenly.nn.plan import Plan, remembered
 
 
 def layer(
@@ -52,6 +53,25 @@ def _rows(
     channel: int | None,
     norm: str,
 ) -> Tensor:
+    centered = norm == "layer_norm"
+    if exported.leaving():
+        channel = _door(x, weight, bias, shape, channel, norm)
+        x, extras = extras.with_input(x)
+        y = exported.row_norm(x, shape, weight, bias, eps, centered, channel)
+        return exported.finish(y, extras.residual, extras.activation)
+    plan = remembered(_plan, x, weight, bias, None, shape, channel, norm)
+    if extras.residual is not None:
+        x, extras = extras.with_input(x)
+    if not plan.dense:
+        x = x.contiguous()
+    call = Call(plan.partition, eps, extras.activation, centered)
+    return normalize(x, call, _flat(weight), _flat(bias), extras.residual)
+
+
+def _door(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, shape: Sequence[int], channel: int | None, norm: str
+) -> int | None:
+    """Refuse what does not fit; the channel axis from the front, if it is one axis."""
     check.check_input(x)
     if channel is None:
         check.check_rows(x, shape, norm)
@@ -59,19 +79,24 @@ def _rows(
         channel = channel % x.ndim
         check.check_one_axis(x, shape, channel, norm)
     check.check_row_affine(shape, ("weight", weight), ("bias", bias))
-    x, extras = extras.with_input(x)
-    centered = norm == "layer_norm"
-    if exported.leaving():
-        y = exported.row_norm(x, shape, weight, bias, eps, centered, channel)
-        return exported.finish(y, extras.residual, extras.activation)
+    return channel
+
+
+def _plan(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: None,
+    shape: Sequence[int],
+    channel: int | None,
+    norm: str,
+) -> Plan:
+    channel = _door(x, weight, bias, shape, channel, norm)
     if channel is None:
-        x = x.contiguous()
         partition = Partition.of_layer(x.shape, len(shape))
-    else:
-        x, sizes, at, _ = layout(x, channel)
-        partition = Partition.of_channels(sizes, at)
-    call = Call(partition, eps, extras.activation, centered=centered)
-    return normalize(x, call, _flat(weight), _flat(bias), extras.residual)
+        return Plan(partition, x.ndim - 1, tuple(range(x.ndim)), x.is_contiguous())
+    sizes, at, order, dense = layout(x, channel)
+    return Plan(Partition.of_channels(sizes, at), channel, order, dense)
 
 
 def _flat(vector: Tensor | None) -> Tensor | None:

@@ -11,7 +11,9 @@ from evenly.core.partition import Partition
 from evenly.nn import check, exported
 from evenly.nn.batch import Extras
 from evenly.nn.layout import layout
+from evenly.nn.mask import mask_in_memory
 from evenly.nn.normalize import Call, normalize
+from evenly.nn.plan import Plan, remembered
 
 
 def instance(
@@ -25,19 +27,33 @@ def instance(
     channel: int = 1,
 ) -> Tensor:
     """Instance norm of ``x`` by its own statistics (arguments as in `evenly.nn.batch.batch`)."""
+    if exported.leaving() and extras.mask is None:
+        channel = _instance_door(x, weight, bias, running.mean if running else None, channel, eps)
+        x, extras = extras.with_input(x)
+        y = exported.instance_norm(x, weight, bias, eps, running, channel)
+        return exported.finish(y, extras.residual, extras.activation)
+    plan = remembered(_instance_plan, x, weight, bias, running.mean if running else None, channel, eps)
+    return _planned(x, plan, weight, bias, eps, extras, running)
+
+
+def _instance_door(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, channel: int, eps: float
+) -> int:
+    """Refuse what does not fit; the channel axis, from the front."""
     check.check_input(x)
     channel = channel % x.ndim
     check.check_spatial(x, channel)
     check.check_batch_eps(eps, training=False)
-    named = ("running_mean", running.mean if running else None)
-    check.check_channels(x, channel, ("weight", weight), ("bias", bias), named)
-    x, extras = extras.with_input(x)
-    if exported.leaving() and extras.mask is None:
-        y = exported.instance_norm(x, weight, bias, eps, running, channel)
-        return exported.finish(y, extras.residual, extras.activation)
-    x, shape, at, order = layout(x, channel, samples_first=True)
-    call = Call(Partition.of_instance(shape, at), eps, extras.activation, zero_masked=extras.zero_masked)
-    return normalize(x, call, weight, bias, *extras.tensors(x, channel, order), running=running)
+    check.check_channels(x, channel, ("weight", weight), ("bias", bias), ("running_mean", mean))
+    return channel
+
+
+def _instance_plan(
+    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, channel: int, eps: float
+) -> Plan:
+    channel = _instance_door(x, weight, bias, mean, channel, eps)
+    shape, at, order, dense = layout(x, channel, samples_first=True)
+    return Plan(Partition.of_instance(shape, at), channel, order, dense)
 
 
 def group(
@@ -51,6 +67,16 @@ def group(
     channel: int = 1,
 ) -> Tensor:
     """Group norm of ``x`` (arguments as in `evenly.functional.group_norm`)."""
+    if exported.leaving() and extras.mask is None:
+        channel = _group_door(x, weight, bias, channel, groups)
+        x, extras = extras.with_input(x)
+        y = exported.group_norm(x, groups, weight, bias, eps, channel)
+        return exported.finish(y, extras.residual, extras.activation)
+    return _planned(x, remembered(_group_plan, x, weight, bias, None, channel, groups), weight, bias, eps, extras)
+
+
+def _group_door(x: Tensor, weight: Tensor | None, bias: Tensor | None, channel: int, groups: int) -> int:
+    """Refuse what does not fit; the channel axis, from the front."""
     if x.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     check.check_input(x)
@@ -58,10 +84,30 @@ def group(
     check.check_channels(x, channel, ("weight", weight), ("bias", bias))
     if x.numel() == groups and prod(x.shape) == x.shape[0] * groups:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
-    x, extras = extras.with_input(x)
-    if exported.leaving() and extras.mask is None:
-        y = exported.group_norm(x, groups, weight, bias, eps, channel)
-        return exported.finish(y, extras.residual, extras.activation)
-    x, shape, at, order = layout(x, channel, samples_first=True)
-    call = Call(Partition.of_group(shape, at, groups), eps, extras.activation, zero_masked=extras.zero_masked)
-    return normalize(x, call, weight, bias, *extras.tensors(x, channel, order))
+    return channel
+
+
+def _group_plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: None, channel: int, groups: int) -> Plan:
+    channel = _group_door(x, weight, bias, channel, groups)
+    shape, at, order, dense = layout(x, channel, samples_first=True)
+    return Plan(Partition.of_group(shape, at, groups), channel, order, dense)
+
+
+def _planned(
+    x: Tensor,
+    plan: Plan,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    eps: float,
+    extras: Extras,
+    running: Running | None = None,
+) -> Tensor:
+    if extras.residual is not None:
+        x, extras = extras.with_input(x)
+    if not plan.dense:
+        x = x.contiguous()
+    activation, residual, mask, zero_masked = extras
+    if mask is not None:
+        mask = mask_in_memory(mask, x, plan.channel, plan.order)
+    call = Call(plan.partition, eps, activation, True, zero_masked)
+    return normalize(x, call, weight, bias, residual, mask, None, running)

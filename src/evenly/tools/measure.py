@@ -60,9 +60,10 @@ def moments_of(x: Tensor, channel: int = 1, mask: Tensor | None = None) -> Momen
         mask: which positions count, or how much, as the layers take it.
     """
     with torch.no_grad():
-        x, shape, at, order = layout(x.detach(), channel % x.ndim)
+        x = x.detach()
+        shape, at, order, dense = layout(x, channel % x.ndim)
         weights = None if mask is None else mask_in_memory(mask, x, channel % x.ndim, order)
-        m = backends.choose(x).moments(x, Partition.of_batch(shape, at), weights)
+        m = backends.choose(x).moments(x if dense else x.contiguous(), Partition.of_batch(shape, at), weights)
         count = m.count if isinstance(m.count, Tensor) else torch.full_like(m.mean, m.count)
         return Moments(*(field.double().reshape(-1) for field in (count, m.mean, m.m2)))
 
