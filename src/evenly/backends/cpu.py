@@ -263,7 +263,9 @@ def _call_forward(
     """The compiled call; returns what backward needs besides ``x``, or `_NOT_WALKED`."""
     dtype, kind = mean.dtype, activation.kind
     weight, bias, mean, rstd = _plain(weight, dtype), _plain(bias, dtype), mean.contiguous(), rstd.contiguous()
-    weights = _plain(zeroing if mask is None else mask, dtype)
+    weights = zeroing if mask is None else mask
+    if weights is not None:
+        weights = _plain(weights, dtype)
     saved = bits = None
     if residual is not None:
         residual = residual if residual.dtype is x.dtype else residual.to(x.dtype)

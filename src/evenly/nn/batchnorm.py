@@ -16,6 +16,7 @@ from evenly.core.activation import Activation
 from evenly.nn import check, lazy
 from evenly.nn.batch import Extras, Small, batch
 from evenly.nn.fused import Fused
+from evenly.nn.held import held
 from evenly.nn.renorm import Renorm
 from evenly.nn.sync import Processes, processes
 from evenly.nn.traced import leaf, traced
@@ -171,14 +172,14 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
         given, running = self._statistics()
         return batch(
-            input, self.weight, self.bias, self.eps, extras, given=given, running=running,
+            input, held(self, "weight"), held(self, "bias"), self.eps, extras, given=given, running=running,
             small=Small(self.single, self.ghosts, self.renorm), channel=self.channel, group=self._processes(),
             inplace=self.inplace,
         )  # fmt: skip
 
     def _statistics(self) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
         """The statistics to use, or the buffers to update: torch's three flags, read in one place."""
-        mean, var = self.running_mean, self.running_var
+        mean, var = held(self, "running_mean"), held(self, "running_var")
         if mean is None or var is None:
             return None, None
         if not self.training or self.frozen:
@@ -186,9 +187,11 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         if not self.track_running_stats:
             return None, None
         average = averages.average(self.average, self.momentum)
-        skipped, skip = self._buffers.get("skipped_batches"), self.nonfinite == "skip"
+        batches, skipped = held(self, "num_batches_tracked"), self._buffers.get("skipped_batches")
         pending = self._pending() if self.accumulate > 1 else None
-        return None, Running(mean, var, average, self.num_batches_tracked, skipped, self.unbiased, skip, pending)
+        return None, Running(
+            mean, var, average, batches, skipped, self.unbiased, self.nonfinite == "skip", pending
+        )  # fmt: skip
 
     def _processes(self) -> Processes | None:
         """Those that share statistics in this call; None where there is nobody to share with."""

@@ -14,6 +14,7 @@ from evenly.core.running import ema
 from evenly.nn import lazy, samples
 from evenly.nn.batch import Extras, batch
 from evenly.nn.fused import Fused
+from evenly.nn.held import held
 from evenly.nn.traced import leaf, traced
 from evenly.nn.tracked import Tracked
 
@@ -88,7 +89,8 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         return y[0] if single else y
 
     def _normalized(self, x: Tensor, extras: Extras) -> Tensor:
-        mean, var = self.running_mean, self.running_var
+        mean, var = held(self, "running_mean"), held(self, "running_var")
+        weight, bias = held(self, "weight"), held(self, "bias")
         kept = mean is not None and var is not None
         if not self.affine and not kept and x.shape[1] != self.num_features:
             warnings.warn(
@@ -97,13 +99,13 @@ class _Instance(Fused, Tracked, _InstanceNorm):
             )
         if kept and (self.frozen or not (self.training or not self.track_running_stats)):
             assert mean is not None and var is not None
-            return batch(x, self.weight, self.bias, self.eps, extras, given=(mean, var))
+            return batch(x, weight, bias, self.eps, extras, given=(mean, var))
         running = None
         if kept:
             assert mean is not None and var is not None
             average = ema(self.momentum if self.momentum is not None else 0.0)
             running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
-        return samples.instance(x, self.weight, self.bias, self.eps, extras, running=running)
+        return samples.instance(x, weight, bias, self.eps, extras, running=running)
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""

@@ -9,6 +9,7 @@ from evenly.core.activation import Activation
 from evenly.nn import rows, samples
 from evenly.nn.batch import Extras
 from evenly.nn.fused import Fused
+from evenly.nn.held import held
 from evenly.nn.traced import leaf, traced
 
 Device = torch.device | str | None
@@ -69,7 +70,8 @@ class LayerNorm(Fused, nn.LayerNorm):
         if traced(input):
             return leaf(self, input, residual=residual, activation=activation)
         extras = Extras(self._activation(activation), residual)
-        return rows.layer(input, self.normalized_shape, self.weight, self.bias, self.eps, extras, self.channel)
+        weight, bias = held(self, "weight"), held(self, "bias")
+        return rows.layer(input, self.normalized_shape, weight, bias, self.eps, extras, self.channel)
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""
@@ -130,7 +132,9 @@ class RMSNorm(Fused, nn.RMSNorm):
         if traced(input):
             return leaf(self, input, residual=residual, activation=activation)
         extras = Extras(self._activation(activation), residual)
-        weight = self.weight + 1 if self.zero_centered and self.weight is not None else self.weight
+        weight = held(self, "weight")
+        if self.zero_centered and weight is not None:
+            weight = weight + 1
         return rows.rms(input, self.normalized_shape, weight, None, self.eps, extras, self.channel)
 
     def _start_affine(self) -> None:
@@ -210,9 +214,8 @@ class GroupNorm(Fused, nn.GroupNorm):
         if traced(input):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
         extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
-        return samples.group(
-            input, self.num_groups, self.weight, self.bias, self.eps, extras, channel=self.channel
-        )  # fmt: skip
+        weight, bias = held(self, "weight"), held(self, "bias")
+        return samples.group(input, self.num_groups, weight, bias, self.eps, extras, channel=self.channel)
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""
