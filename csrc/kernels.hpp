@@ -89,7 +89,8 @@ struct Steps {
     void (*backward)(const Backward&);
 };
 
-// The copies this machine can run, the best last; `steps` is the one in use.
+// The copies this machine can run, the best last; `steps` is the one in use (but for short calls,
+// which have the best of 256 bits unless one was asked for by name).
 const Steps* steps();
 int available(const Steps** out);  // at most 3
 bool use(const char* isa);         // false where unknown or not runnable here
