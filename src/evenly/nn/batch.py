@@ -192,7 +192,7 @@ def _single(x: Tensor, policy: str, running: Running | None) -> tuple[tuple[Tens
 def _given(mean: Tensor, var: Tensor, eps: float, x: Tensor) -> Given:
     """Given statistics in the type of statistics, as ``(1, channels)``."""
     dtype = reference.statistics_dtype(x.dtype)
-    return Given(mean.to(dtype)[None], torch.rsqrt(var.to(dtype) + eps)[None])
+    return Given(mean.to(dtype).unsqueeze(0), torch.rsqrt(var.to(dtype) + eps).unsqueeze(0))
 
 
 def _uneven(

@@ -102,8 +102,8 @@ def _gradients(
         )  # fmt: skip
     return (
         dx if need_x else None,
-        _like(weight, dweight) if need_w and weight is not None else None,
-        _like(bias, dbias) if need_b and bias is not None else None,
+        _like(weight, dweight) if need_w else None,
+        _like(bias, dbias) if need_b else None,
         (dresidual if own_residual else dy) if need_r else None,
         None, None, None, None,
     )  # fmt: skip
@@ -187,9 +187,11 @@ def _differentiate(
     return (*(next(gradients) if need else None for need in needs[:4]), None, None, None, None)
 
 
-def _like(parameter: Tensor, gradient: Tensor | None) -> Tensor | None:
+def _like(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None:
     """A parameter's gradient in its type."""
-    return gradient if gradient is None or gradient.dtype is parameter.dtype else gradient.to(parameter.dtype)
+    if gradient is None or parameter is None or gradient.dtype is parameter.dtype:
+        return gradient
+    return gradient.to(parameter.dtype)
 
 
 def _alias(t: Tensor) -> Tensor:

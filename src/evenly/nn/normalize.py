@@ -124,11 +124,13 @@ def plain(*tensors: Tensor | None) -> bool:
     ):
         return False
     for t in tensors:
-        if t is not None and (type(t) not in _PLAIN or t.is_meta):
+        if t is not None and (type(t) not in _PLAIN or t.is_meta or _wrapped(t)):
             return False
     return True
 
 
+# Also what outlived its transform, and has no memory of its own.
+_wrapped = torch._C._functorch.is_functorch_wrapped_tensor
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 
 
@@ -177,8 +179,8 @@ def may_write(running: Running) -> bool:
 
 
 def in_memory_order_of(x: Tensor, t: Tensor) -> Tensor:
-    """``t`` with the strides of ``x``: itself where it has them, else a copy."""
-    if t.stride() == x.stride() and t.shape == x.shape:
+    """``t``, of ``x``'s shape, in ``x``'s memory order: itself where it lies so, else a copy."""
+    if (t.is_contiguous() and x.is_contiguous()) or t.stride() == x.stride():
         return t
     return in_order(t, reference.memory_order(x))
 
