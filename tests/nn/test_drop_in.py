@@ -272,3 +272,21 @@ def test_hooks_run() -> None:
     layer(torch.randn(4, 3, requires_grad=True)).sum().backward()
 
     assert seen == ["before", "after", "backward"]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [4, 800])
+def test_short_and_long_layer_norms_are_as_precise(dtype: torch.dtype, rows: int) -> None:
+    """Whoever computes it: output and gradients within a few roundings of float64's, the weight's included."""
+    generator = torch.Generator().manual_seed(0)
+    x, dy = (torch.randn(rows, 768, generator=generator).to(dtype) for _ in range(2))
+    layer, exact = evenly.LayerNorm(768, dtype=dtype), nn.LayerNorm(768, dtype=torch.float64)
+    outcomes = []
+    for norm, t in ((layer, x), (exact, x.double())):
+        t.requires_grad_()
+        y = norm(t)
+        outcomes.append([y.detach(), *torch.autograd.grad(y, (t, norm.weight, norm.bias), dy.to(t.dtype))])
+
+    for ours, expected in zip(*outcomes, strict=True):
+        error = (ours.double() - expected).abs().max() / expected.abs().max()
+        assert float(error) < 2 * torch.finfo(dtype).eps

@@ -24,6 +24,11 @@ def choose(x: Tensor) -> ModuleType:
     return reference
 
 
+def forced() -> bool:
+    """Whether a backend was asked for by name."""
+    return _forced != "auto"
+
+
 def import_cpu() -> ModuleType | None:
     """The CPU backend, or None where its extension was not built."""
     global _cpu, _cpu_looked_for

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
+from dataclasses import dataclass
 
 Average = Callable[[int], float]
 
 
-class Constant(NamedTuple):
+@dataclass(frozen=True)
+class Constant:
     """A weight that does not ask how many batches were seen, so that nobody need count."""
 
     weight: float

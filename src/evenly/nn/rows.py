@@ -7,11 +7,12 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from evenly import backends
 from evenly.core.partition import Partition
 from evenly.nn import check, exported
 from evenly.nn.batch import Extras
 from evenly.nn.layout import layout
-from evenly.nn.normalize import Call, normalize
+from evenly.nn.normalize import Call, normalize, plain
 from evenly.nn.plan import Plan, remembered
 
 
@@ -62,10 +63,32 @@ def _rows(
     plan = remembered(_plan, x, weight, bias, None, shape, channel, norm)
     if extras.residual is not None:
         x, extras = extras.with_input(x)
+    if centered and extras.residual is None and extras.activation.name is None and _short(x, weight, bias, channel):
+        return exported.row_norm(x, shape, weight, bias, eps, centered, None)
     if not plan.dense:
         x = x.contiguous()
     call = Call(plan.partition, eps, extras.activation, centered)
     return normalize(x, call, _flat(weight), _flat(bias), extras.residual)
+
+
+def _short(x: Tensor, weight: Tensor | None, bias: Tensor | None, channel: int | None) -> bool:
+    """Whether torch's layer norm, which needs no function of Python's, is done sooner than a kernel is reached.
+
+    In half precision torch adds up the weight's gradient in half precision, so there the kernels are asked.
+    """
+    dtype = x.dtype
+    return (
+        channel is None
+        and 0 < x.nbytes < _TORCHS
+        and dtype in (torch.float32, torch.float64)
+        and (weight is None or weight.dtype is dtype)
+        and (bias is None or bias.dtype is dtype)
+        and not backends.forced()
+        and plain(x, weight, bias)
+    )
+
+
+_TORCHS = 2 << 20  # bytes; from about here on the kernels' memory, which is used again, outweighs the call
 
 
 def _door(
