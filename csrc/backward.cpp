@@ -18,12 +18,6 @@ struct Sums {
 };
 
 template <class T>
-struct Outs {
-    Out<T> dx, dresidual;
-    explicit Outs(bool streams) : dx{streams, {}}, dresidual{streams, {}} {}
-};
-
-template <class T>
 struct Walker {
     using A = accumulator_t<T>;
     const Backward& f;
@@ -34,7 +28,6 @@ struct Walker {
     T *dx, *dresidual;
     A arg;
     bool streams;
-    bool lists;          // slopes do not come from x alone
     double per_element;  // 1 / count
 
     explicit Walker(const Backward& call)
@@ -54,50 +47,53 @@ struct Walker {
           dx(static_cast<T*>(call.dx)),
           dresidual(static_cast<T*>(call.dresidual)),
           arg(static_cast<A>(call.arg)),
-          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8),
-          lists(call.bits != nullptr || residual != nullptr || dresidual != nullptr),
+          streams(goes_past_cache(p.numel() * static_cast<i64>(sizeof(T)))),
           per_element(call.count > 0 ? 1 / call.count : 1) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
     }
 
-    // Call use(slopes) with where the slopes of elements k … k + n come from.
-    template <class Affine, class Use>
-    void with_slopes(i64 k, i64 n, const Affine& affine, const Use& use) const {
-        if (!lists) return with_kind(f.kind, [&](auto kind) { use(OfZ<decltype(kind)::value, A>{arg}); });
-        alignas(kLine) A slopes[kTile];
-        list_slopes(k, n, affine, slopes);
-        use(Listed<A>{slopes});
-    }
-
-    template <class Affine>
-    void list_slopes(i64 k, i64 n, const Affine& affine, A* slopes) const {
-        if (f.bits) return read_bits(f.bits, k, n, f.kind == Kind::leaky_relu ? arg : A(0), slopes);
+    // Call use(slopes) with where the slopes of the elements from k on come from.
+    template <class Use>
+    void with_slopes(i64 k, const Use& use) const {
+        if (f.bits) return use(OfBits<A>{f.bits, k, f.kind == Kind::leaky_relu ? arg : A(0)});
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
-            if (residual) return slopes_with<K>(residual + k, x + k, n, affine, arg, slopes);
-            apply_slopes<K>(x + k, n, affine, arg, slopes);
+            if (residual) return use(OfSum<K, T, A>{residual + k, arg});
+            use(OfZ<K, A>{arg});
         });
     }
 
-    // g and d of elements k … k + n, 0 where the mask zeroes.
+    // g and d of elements k … k + n, 0 where the mask zeroes; at most a tile.
     template <class Affine>
     void masked(i64 k, i64 n, const Affine& affine, A* g, A* d) const {
-        with_slopes(k, n, affine,
-                    [&](const auto& slopes) { slope_tile(dy + k, x + k, n, affine, slopes, g, d); });
+        with_slopes(k, [&](const auto& slopes) { slope_tile(dy + k, x + k, n, affine, slopes, g, d); });
         if (!f.zeroes) return;
         A buffer[kTile];
         const A* m = mask_of(k, n, buffer);
         for (i64 i = 0; i < n; ++i) g[i] = m[i] > 0 ? g[i] : A(0), d[i] = m[i] > 0 ? d[i] : A(0);
     }
 
+    // Add the sums of g and g * d over elements k … k + n.
     template <class Affine>
-    void sum(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
-        if (!f.zeroes)
-            return with_slopes(k, n, affine, [&](const auto& slopes) {
-                slope_sums<A>(dy + k, x + k, n, affine, slopes, g_all, gd_all);
-            });
+    void sum(i64 k, i64 n, const Affine& affine, const Ahead& ahead, double& g_all, double& gd_all) const {
+        const i64 most = f.zeroes ? kTile : kPiece;
+        for (i64 i = 0; i < n; i += most) {
+            const i64 length = std::min(most, n - i);
+            if (f.zeroes) {
+                sum_masked(k + i, length, affine.from(i), g_all, gd_all);
+            } else {
+                with_slopes(k + i, [&](const auto& slopes) {
+                    slope_sums<A>(dy + k + i, x + k + i, length, affine.from(i), slopes, ahead.from(i), g_all,
+                                  gd_all);
+                });
+            }
+        }
+    }
+
+    template <class Affine>
+    void sum_masked(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
         A g[kTile], d[kTile], a1 = 0, a2 = 0;
         masked(k, n, affine, g, d);
 #pragma omp simd reduction(+ : a1, a2)
@@ -106,11 +102,12 @@ struct Walker {
         gd_all += a2;
     }
 
+    // The same per element, of at most a tile.
     template <class Affine>
-    void add(i64 k, i64 n, const Affine& affine, A* g_each, A* gd_each) const {
+    void add(i64 k, i64 n, const Affine& affine, const Ahead& ahead, A* g_each, A* gd_each) const {
         if (!f.zeroes)
-            return with_slopes(k, n, affine, [&](const auto& slopes) {
-                slope_add(dy + k, x + k, n, affine, slopes, g_each, gd_each);
+            return with_slopes(k, [&](const auto& slopes) {
+                slope_add(dy + k, x + k, n, affine, slopes, ahead, g_each, gd_each);
             });
         A g[kTile], d[kTile];
         masked(k, n, affine, g, d);
@@ -120,70 +117,48 @@ struct Walker {
 
     // dx and dresidual of elements k … k + n.
     template <class Affine>
-    void input(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
-        const bool both = dresidual != nullptr;
-        if (f.zeroes || f.weighs || dx == nullptr || (both && !f.measured))
-            return input_apart(k, n, affine, out);
-        T* to = out.dx.begin(dx + k);
-        if (both) {
-            alignas(kLine) A slopes[kTile];
-            list_slopes(k, n, affine, slopes);
-            T* through = out.dresidual.begin(dresidual + k);
-            input_tile(dy + k, x + k, n, affine, Listed<A>{slopes}, to, through);
-            out.dresidual.end(dresidual + k, n);
-        } else {
-            with_slopes(k, n, affine, [&](const auto& slopes) {
-                if (f.measured) {
-                    input_tile<A>(dy + k, x + k, n, affine, slopes, to);
-                } else {
-                    given_tile<A>(dy + k, x + k, n, affine, slopes, to);
-                }
-            });
+    void input(i64 k, i64 n, const Affine& affine) const {
+        if (f.zeroes || f.weighs || dx == nullptr || (dresidual && !f.measured)) {
+            for (i64 i = 0; i < n; i += kTile) input_apart(k + i, std::min(kTile, n - i), affine.from(i));
+            return;
         }
-        out.dx.end(dx + k, n);
+        with_slopes(k, [&](const auto& slopes) {
+            if (dresidual) {
+                inputs_tile<A>(dy + k, x + k, n, affine, slopes, dx + k, dresidual + k, streams);
+            } else if (f.measured) {
+                input_tile<true, A>(dy + k, x + k, n, affine, slopes, dx + k, streams);
+            } else {
+                input_tile<false, A>(dy + k, x + k, n, affine, slopes, dx + k, streams);
+            }
+        });
     }
 
-    // The same with g and d apart, for what is rare.
+    // The same with g and d apart, for what is rare; at most a tile.
     template <class Affine>
-    void input_apart(i64 k, i64 n, const Affine& affine, Outs<T>& out) const {
+    void input_apart(i64 k, i64 n, const Affine& affine) const {
         A g[kTile], d[kTile];
         masked(k, n, affine, g, d);
-        if (dresidual) {
-            T* to = out.dresidual.begin(dresidual + k);
-#pragma omp simd
-            for (i64 i = 0; i < n; ++i) store(to + i, g[i]);
-            out.dresidual.end(dresidual + k, n);
-        }
+        for (i64 i = 0; dresidual && i < n; ++i) store(dresidual + k + i, g[i]);
         if (dx == nullptr) return;
-        T* to = out.dx.begin(dx + k);
         A buffer[kTile];
         const A* m = f.weighs ? mask_of(k, n, buffer) : nullptr;
         for (i64 i = 0; i < n; ++i) {
             const A weight = m ? m[i] : A(1), shared = weight * fma(affine.p(i), d[i], affine.q(i));
-            store(to + i, fma(affine.scale(i), g[i], f.measured && weight > 0 ? shared : A(0)));
+            store(dx + k + i, fma(affine.scale(i), g[i], f.measured && weight > 0 ? shared : A(0)));
         }
-        out.dx.end(dx + k, n);
-    }
-
-    // What the sums will read next.
-    void ahead(i64 k, i64 n) const {
-        prefetch(dy + k, n);
-        prefetch(x + k, n);
     }
 
     // The same for a tile of columns.
     void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
                    A* g_each, A* gd_each) const {
-        for (i64 r = row; r < row + rows; ++r) {
-            const i64 k = block.base + r * block.pitch + column;
-            if (block.apart && r + 1 < row + rows) ahead(k + block.pitch, n);
-            add(k, n, affine, g_each, gd_each);
-        }
+        for (i64 r = row; r < row + rows; ++r)
+            add(block.base + r * block.pitch + column, n, affine, block.ahead(n, r + 1 < row + rows), g_each,
+                gd_each);
     }
 
-    void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
-                     Outs<T>& out) const {
-        for (i64 r = row; r < row + rows; ++r) input(block.base + r * block.pitch + column, n, affine, out);
+    void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n,
+                     const Columns<A>& affine) const {
+        for (i64 r = row; r < row + rows; ++r) input(block.base + r * block.pitch + column, n, affine);
     }
 
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
@@ -246,8 +221,8 @@ struct Walker {
     void columns() const;
     void rows() const;
     void sum_planes(i64 o, Range groups, const PlaneShare&, const Sums& sums) const;
-    void input_planes(i64 o, Range groups, const PlaneShare&, Outs<T>& out) const;
-    void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Outs<T>& out) const;
+    void input_planes(i64 o, Range groups, const PlaneShare&) const;
+    void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each) const;
 };
 
 template <class T>
@@ -255,24 +230,22 @@ void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const S
     const i64 channels_per_set = p.inner / p.stride, length = share.inner.end - share.inner.begin;
     const bool apart = is_short<T>((groups.end - groups.begin) * length);
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
+        const i64 next = b + 1 < share.batch.end ? p.row() : 0;
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
             const i64 first = base / p.stride % p.channels, slot = (g - groups.begin) * channels_per_set;
-            if (apart && b + 1 < share.batch.end) ahead(base + share.inner.begin + p.row(), length);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
-                for (i64 i = 0; i < length; i += kTile)
-                    sum(k + i, std::min(kTile, length - i), affine, sums.g[slot + plane],
-                        sums.gd[slot + plane]);
+                sum(k, length, affine, ahead_in(length, apart, next), sums.g[slot + plane],
+                    sums.gd[slot + plane]);
             });
         }
     }
 }
 
 template <class T>
-void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Outs<T>& out) const {
-    const T* aligned_to = dx ? dx : dresidual;
+void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share) const {
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
         for (i64 g = groups.end - 1; g >= groups.begin; --g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
@@ -282,7 +255,7 @@ void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share, Outs<
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c),
                                     s.p, s.q};
-                for_tiles(aligned_to, k, length, [&](i64 at, i64 n) { input(at, n, affine, out); });
+                input(k, length, affine);
             });
         }
     }
@@ -305,7 +278,6 @@ void Walker<T>::planes() const {
     };
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Outs<T> out(streams);
         const Sums mine = sums_of(team.index);
         if (tasks.teams) {
             const PlaneShare share(p, team);
@@ -326,7 +298,7 @@ void Walker<T>::planes() const {
                     }
                     team.barrier();
                 }
-                if (f.input) input_planes(o, {g, g + 1}, share, out);
+                if (f.input) input_planes(o, {g, g + 1}, share);
             }
         } else {
             const PlaneShare whole(p, Team{});
@@ -342,7 +314,7 @@ void Walker<T>::planes() const {
                                mine.gd + slot, partial);
                     }
                 }
-                if (f.input) input_planes(o, groups, whole, out);
+                if (f.input) input_planes(o, groups, whole);
             }
         }
         if (streams) fence();
@@ -368,7 +340,6 @@ void Walker<T>::columns() const {
     char* memory = arena.at;
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Outs<T> out(streams);
         Arena own{memory + team.index * each};
         Sums& mine = parts[team.index];
         mine = {own.take<double>(slots), own.take<double>(slots)};
@@ -438,7 +409,7 @@ void Walker<T>::columns() const {
                 std::memcpy(qs + j * block.columns, qs, block.columns * sizeof(A));
             }
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                input_block(block, row, rows, column, n, affine.from(column), out);
+                input_block(block, row, rows, column, n, affine.from(column));
             });
         };
         const i64 count_tasks = p.outer * tasks.per_outer;
@@ -457,7 +428,7 @@ void Walker<T>::columns() const {
 
 // Both steps of one row; sums of g and g * xhat per element go to g_each, gx_each.
 template <class T>
-void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each, Outs<T>& out) const {
+void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each) const {
     const i64 width = p.inner, base = set * width;
     Row<A> affine{mean[set], rstd[set], weight, bias};
     if (f.sum) {
@@ -465,7 +436,7 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
         for (i64 i = 0; i < width; i += kTile) {
             const i64 n = std::min(kTile, width - i);
             const Row<A> part = affine.from(i);
-            with_slopes(base + i, n, part, [&](const auto& slopes) {
+            with_slopes(base + i, [&](const auto& slopes) {
                 row_sums(dy + base + i, x + base + i, n, part, slopes, g_each + i, gx_each + i, all_g,
                          all_gd);
             });
@@ -476,8 +447,7 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
     if (!f.input) return;
     const Shared s = shared(set);
     affine.p_ = s.p, affine.q_ = s.q;
-    for_tiles(dx ? dx : dresidual, base, width,
-              [&](i64 k, i64 n) { input(k, n, affine.from(k - base), out); });
+    input(base, width, affine);
 }
 
 template <class T>
@@ -492,7 +462,6 @@ void Walker<T>::rows() const {
     if (bias == nullptr) std::fill(zeros, zeros + n, A(0)), bias = zeros;
     char* memory = arena.at;
     parallel(f.threads, [&](const Team& team) {
-        Outs<T> out(streams);
         Arena own{memory + team.index * each};
         A *g = own.take<A>(n), *gx = own.take<A>(n);
         const Sums mine{partial.g + team.index * n, partial.gd + team.index * n};
@@ -503,7 +472,7 @@ void Walker<T>::rows() const {
             std::fill(gx, gx + n, A(0));
             for (i64 set = begin; set < std::min(begin + kTileRows, sets.end); ++set) {
                 const i64 offset = set % p.group * p.inner;
-                row(set, weight + offset, bias + offset, g + offset, gx + offset, out);
+                row(set, weight + offset, bias + offset, g + offset, gx + offset);
             }
             if (f.sum)
                 for (i64 c = 0; c < n; ++c) mine.g[c] += g[c], mine.gd[c] += gx[c];
@@ -541,6 +510,9 @@ void run(const Backward& f) {
 
 }  // namespace
 
+#if defined(EVENLY_BFLOAT16_ALONE)
+void backward(const Backward& f) { run<bfloat16>(f); }
+#else
 void backward(const Backward& f) {
     switch (f.dtype) {
         case DType::float32:
@@ -553,6 +525,7 @@ void backward(const Backward& f) {
             return run<float16>(f);
     }
 }
+#endif
 
 }  // namespace EVENLY_ISA
 }  // namespace evenly

@@ -26,13 +26,13 @@ struct Sweep {
         started = false;
     }
 
-    void add(const T* x, i64 length) {
-        constexpr i64 kPiece = 2 * kTile, kFold = 2 * kPiece;
+    void add(const T* x, i64 length, const Ahead& ahead) {
+        constexpr i64 kFold = 2 * kPiece;
         if (!started && centered) shift = mean_of<T, A>(x, std::min<i64>(16, length));
         started = true;
         for (i64 i = 0; i < length; i += kPiece) {
             const i64 piece = std::min(kPiece, length - i);
-            sum_about(x + i, piece, shift, s1, s2);
+            sum_about(x + i, piece, shift, ahead.from(i), s1, s2);
             n += static_cast<double>(piece);
             if (n >= kFold) fold();
         }
@@ -91,7 +91,7 @@ struct Walker {
           rstd(static_cast<A*>(call.rstd)),
           count(static_cast<A*>(call.count)),
           arg(static_cast<A>(call.arg)),
-          streams(p.numel() * static_cast<i64>(sizeof(T)) > caches().last / 8) {}
+          streams(goes_past_cache(p.numel() * static_cast<i64>(sizeof(T)))) {}
 
     const A* mask_of(i64 k, i64 n, A* buffer) const {
         return mask_tile(mask, f.mask_elements, p, k, n, buffer);
@@ -119,33 +119,36 @@ struct Walker {
 
     // y of elements k … k + n.
     template <class Affine>
-    void apply(i64 k, i64 n, const Affine& affine, Out<T>& out) const {
-        T* to = out.begin(y + k);
-        with_kind(f.kind, [&](auto kind) {
-            constexpr Kind K = decltype(kind)::value;
-            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, to);
-            alignas(kLine) A z[kTile];
-            residual_tile<K>(x + k, residual + k, n, affine, arg, z, to);
-            if (f.bits) {
-                std::uint8_t on[kTile];
-                slope_bits<K>(z, n, on);
-                write_bits(f.bits, k, on, n);
-            }
-        });
-        if (f.zeroes) {
+    void apply(i64 k, i64 n, const Affine& affine) const {
+        if (!f.zeroes) return apply(k, n, affine, streams);
+        for (i64 i = 0; i < n; i += kTile) {
+            const i64 length = std::min(kTile, n - i);
+            apply(k + i, length, affine.from(i), false);
             A buffer[kTile];
-            const A* m = mask_of(k, n, buffer);
-            for (i64 i = 0; i < n; ++i) store(to + i, m[i] > 0 ? A(load(to + i)) : A(0));
+            const A* m = mask_of(k + i, length, buffer);
+            for (i64 j = 0; j < length; ++j)
+                if (!(m[j] > 0)) store(y + k + i + j, A(0));
         }
-        out.end(y + k, n);
     }
 
-    void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
-                     Out<T>& out) const {
+    template <class Affine>
+    void apply(i64 k, i64 n, const Affine& affine, bool streamed) const {
+        with_kind(f.kind, [&](auto kind) {
+            constexpr Kind K = decltype(kind)::value;
+            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, y + k, streamed);
+            if (f.bits)
+                return residual_tile<K, true>(x + k, residual + k, n, affine, arg, f.bits, k, y + k,
+                                              streamed);
+            residual_tile<K, false>(x + k, residual + k, n, affine, arg, nullptr, k, y + k, streamed);
+        });
+    }
+
+    void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n,
+                     const Columns<A>& affine) const {
         for (i64 r = row; r < row + rows; ++r) {
             const i64 k = block.base + r * block.pitch + column;
             if (residual && block.apart && r + 1 < row + rows) prefetch(residual + k + block.pitch, n);
-            apply(k, n, affine, out);
+            apply(k, n, affine);
         }
     }
 
@@ -153,7 +156,7 @@ struct Walker {
     void columns() const;
     void rows() const;
     void measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const;
-    void apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const;
+    void apply_planes(i64 o, Range groups, const PlaneShare& share) const;
     struct SlotMoments {
         double *count, *mean, *m2;
 
@@ -179,22 +182,24 @@ void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Swe
     const bool apart = is_short<T>((groups.end - groups.begin) * length);
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
+        const Ahead ahead = ahead_in(length, apart, b + 1 < share.batch.end ? p.row() : 0);
         for (i64 g = groups.begin; g < groups.end; ++g) {
             const i64 k = ((o * p.batch + b) * p.group + g) * p.inner + share.inner.begin;
             Sweep<T>& sweep = sweeps[g - groups.begin];
-            if (apart && b + 1 < share.batch.end) prefetch(x + k + p.row(), length);
             if (!f.weighs) {
-                sweep.add(x + k, length);
+                sweep.add(x + k, length, ahead);
             } else {
-                for_tiles(x, k, length,
-                          [&](i64 at, i64 n) { sweep.add_masked(x + at, mask_of(at, n, buffer), n); });
+                for (i64 i = 0; i < length; i += kTile) {
+                    const i64 n = std::min(kTile, length - i);
+                    sweep.add_masked(x + k + i, mask_of(k + i, n, buffer), n);
+                }
             }
         }
     }
 }
 
 template <class T>
-void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T>& out) const {
+void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share) const {
     const i64 length = share.inner.end - share.inner.begin;
     const bool apart = residual && is_short<T>((groups.end - groups.begin) * length);
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
@@ -206,7 +211,7 @@ void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share, Out<T
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
-                for_tiles(y, k, length, [&](i64 at, i64 n) { apply(at, n, affine, out); });
+                apply(k, length, affine);
             });
         }
     }
@@ -221,7 +226,6 @@ void Walker<T>::planes() const {
     char* memory = scratch(each * f.threads);
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
         if (tasks.teams) {
             const PlaneShare share(p, team);
             for (i64 set = 0; set < p.sets(); ++set) {
@@ -240,7 +244,7 @@ void Walker<T>::planes() const {
                     }
                     team.barrier();
                 }
-                if (f.apply) apply_planes(o, {g, g + 1}, share, out);
+                if (f.apply) apply_planes(o, {g, g + 1}, share);
             }
         } else {
             const PlaneShare whole(p, Team{});
@@ -256,7 +260,7 @@ void Walker<T>::planes() const {
                         finish(o * p.group + g, sweeps[g - first].seen);
                     }
                 }
-                if (f.apply) apply_planes(o, groups, whole, out);
+                if (f.apply) apply_planes(o, groups, whole);
             }
         }
         if (streams) fence();
@@ -281,13 +285,7 @@ void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, 
     std::fill(s2, s2 + n, A(0));
     for (i64 r = 0; r < rows; ++r) {
         const T* at = first + r * block.pitch;
-        if (block.apart && r + 1 < rows) prefetch(at + block.pitch, n);
-#pragma omp simd
-        for (i64 c = 0; c < n; ++c) {
-            const A d = load(at + c) - shift[c];
-            s1[c] += d;
-            s2[c] = fma(d, d, s2[c]);
-        }
+        add_about(at, n, shift, block.ahead(n, r + 1 < rows), s1, s2);
     }
     if (p.stride == 1) return merge_columns(static_cast<double>(rows), n, shift, s1, s2, seen, column);
     for_slots(p.stride, column, n, [&](i64 slot, i64 i, i64 length) {
@@ -399,7 +397,6 @@ void Walker<T>::columns() const {
     SlotMoments* parts = reinterpret_cast<SlotMoments*>(memory);
     i64 next = 0;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
         Arena arena{memory + head + team.index * each};
         SlotMoments& mine = parts[team.index];
         mine = {arena.take<double>(slots), arena.take<double>(slots), arena.take<double>(slots)};
@@ -425,7 +422,7 @@ void Walker<T>::columns() const {
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
             const Columns<A> affine{m, s, b};
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                apply_block(block, row, rows, column, n, affine.from(column), out);
+                apply_block(block, row, rows, column, n, affine.from(column));
             });
         };
         const i64 count_tasks = p.outer * tasks.per_outer;
@@ -446,21 +443,19 @@ void Walker<T>::rows() const {
     if (weight == nullptr) std::fill(ones, ones + p.channels, A(1)), weight = ones;
     if (bias == nullptr) std::fill(ones + p.channels, ones + 2 * p.channels, A(0)), bias = ones + p.channels;
     parallel(f.threads, [&](const Team& team) {
-        Out<T> out{streams, {}};
         Sweep<T> sweep;
         const Range mine = team.share(p.sets());
         for (i64 set = mine.begin; set < mine.end; ++set) {
             if (f.measure) {
                 sweep.start(f.centered);
-                sweep.add(x + set * width, width);
+                sweep.add(x + set * width, width, ahead_in(width, false, 0));
                 sweep.fold();
                 finish(set, sweep.seen);
             }
             if (!f.apply) continue;
             const i64 offset = set % p.group * width;
             const Row<A> affine{mean[set], rstd[set], weight + offset, bias + offset};
-            for_tiles(y, set * width, width,
-                      [&](i64 k, i64 n) { apply(k, n, affine.from(k - set * width), out); });
+            apply(set * width, width, affine);
         }
         if (streams) fence();
     });
@@ -488,6 +483,9 @@ void run(const Forward& f) {
 
 }  // namespace
 
+#if defined(EVENLY_BFLOAT16_ALONE)
+void forward(const Forward& f) { run<bfloat16>(f); }
+#else
 void forward(const Forward& f) {
     switch (f.dtype) {
         case DType::float32:
@@ -500,6 +498,7 @@ void forward(const Forward& f) {
             return run<float16>(f);
     }
 }
+#endif
 
 }  // namespace EVENLY_ISA
 }  // namespace evenly

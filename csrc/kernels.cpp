@@ -25,6 +25,7 @@ namespace evenly {
 EVENLY_DECLARE(x86_64_v2)
 EVENLY_DECLARE(x86_64_v3)
 EVENLY_DECLARE(x86_64_v4)
+EVENLY_DECLARE(x86_64_v4_bf16)  // bfloat16 alone: the other types gain nothing
 #else
 EVENLY_DECLARE(baseline)
 #endif
@@ -32,9 +33,16 @@ EVENLY_DECLARE(baseline)
 namespace {
 
 #if defined(EVENLY_X86_LEVELS)
+template <class Call, void (*bfloat16s)(const Call&), void (*others)(const Call&)>
+void by_type(const Call& call) {
+    (call.dtype == DType::bfloat16 ? bfloat16s : others)(call);
+}
+
 const Steps kAll[] = {{"x86-64-v2", x86_64_v2::forward, x86_64_v2::backward},
                       {"x86-64-v3", x86_64_v3::forward, x86_64_v3::backward},
-                      {"x86-64-v4", x86_64_v4::forward, x86_64_v4::backward}};
+                      {"x86-64-v4", x86_64_v4::forward, x86_64_v4::backward},
+                      {"x86-64-v4-bf16", by_type<Forward, x86_64_v4_bf16::forward, x86_64_v4::forward>,
+                       by_type<Backward, x86_64_v4_bf16::backward, x86_64_v4::backward>}};
 
 int count_available() {
     __builtin_cpu_init();
@@ -43,7 +51,7 @@ int count_available() {
     const bool v4 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                     __builtin_cpu_supports("avx512cd") && __builtin_cpu_supports("avx512dq") &&
                     __builtin_cpu_supports("avx512vl");
-    return v4 ? 3 : 2;
+    return v4 ? (__builtin_cpu_supports("avx512bf16") ? 4 : 3) : 2;
 }
 #else
 const Steps kAll[] = {{"baseline", baseline::forward, baseline::backward}};

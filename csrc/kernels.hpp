@@ -92,7 +92,7 @@ struct Steps {
 // The copies this machine can run, the best last; `steps` is the one in use (but for short calls,
 // which have the best of 256 bits unless one was asked for by name).
 const Steps* steps();
-int available(const Steps** out);  // at most 3
+int available(const Steps** out);  // at most 4
 bool use(const char* isa);         // false where unknown or not runnable here
 
 void forward(const Forward&, const Running*);

@@ -42,11 +42,11 @@ inline void store(float* p, float v) { *p = v; }
 inline void store(double* p, double v) { *p = v; }
 
 // Round to nearest even; a NaN stays one (rounding could carry its payload into infinity).
-inline void store(bfloat16* p, float v) {
+inline std::uint32_t rounded(float v) {
     const std::uint32_t u = bit_cast<std::uint32_t>(v);
-    const std::uint32_t rounded = (u + 0x7fffu + ((u >> 16) & 1u)) >> 16;
-    p->bits = static_cast<std::uint16_t>(v == v ? rounded : 0x7fc0u);
+    return v == v ? (u + 0x7fffu + ((u >> 16) & 1u)) >> 16 : 0x7fc0u;
 }
+inline void store(bfloat16* p, float v) { p->bits = static_cast<std::uint16_t>(rounded(v)); }
 
 // float16 by integer arithmetic: exact, vectorizes everywhere, needs no F16C.
 inline float load(const float16* p) {

@@ -26,6 +26,13 @@ struct Arena {
     }
 };
 
+// Whether an output of this size is streamed past the cache. A virtual machine may be told of a cache
+// that it shares with many others, so no more than a few MiB of it are counted on.
+inline bool goes_past_cache(i64 bytes) {
+    constexpr i64 kMost = 4 << 20;
+    return bytes > std::min(caches().last / 8, kMost);
+}
+
 // A walk over planes: a task is `group_size` neighbouring sets of one `outer`, all their samples,
 // so that it reads long stretches and its slab stays in L2 between its two sweeps.
 struct PlaneTasks {
@@ -56,12 +63,20 @@ struct PlaneShare {
 };
 
 // A stretch shorter than this ends before the hardware has seen that it is one, so the stretch that
-// follows it is asked for meanwhile, into L2.
+// follows it is asked for meanwhile.
 constexpr i64 kShortStretch = 16384;  // bytes
+constexpr i64 kFurther = 512;         // elements to be asked for in longer ones, past the end of a page
 
 template <class T>
 inline bool is_short(i64 n) {
     return n * static_cast<i64>(sizeof(T)) <= kShortStretch;
+}
+
+// What to ask for while `length` elements are read; the stretch that follows a short one lies
+// `next` elements on (0: none follows).
+inline Ahead ahead_in(i64 length, bool is_short, i64 next) {
+    if (is_short) return {next, next > 0 ? length : 0};
+    return {kFurther, length - kFurther};
 }
 
 template <class T>
@@ -78,16 +93,6 @@ inline void for_planes(const Partition& p, i64 base, Range part, const Visit& vi
         const i64 plane = i / p.stride;
         const i64 length = std::min((plane + 1) * p.stride, part.end) - i;
         visit(base + i, length, plane);
-        i += length;
-    }
-}
-
-// Cut [k, k + n) into tiles whose ends, but the last, are cache lines of `out`.
-template <class T, class Visit>
-inline void for_tiles(const T* out, i64 k, i64 n, const Visit& visit) {
-    for (i64 i = 0; i < n;) {
-        const i64 length = tile_length(out + k + i, n - i);
-        visit(k + i, length);
         i += length;
     }
 }
@@ -137,6 +142,9 @@ struct Block {
         rest = p.batch % fold * columns;
         apart = width < pitch;
     }
+
+    // What to ask for while n elements of a row are read.
+    Ahead ahead(i64 n, bool more) const { return apart ? Ahead{pitch, more ? n : 0} : Ahead{kFurther, n}; }
 };
 
 constexpr i64 kTileRows = 64;  // rows between which float32 sums pass into float64

@@ -32,7 +32,7 @@ class Clockwork:
 
 def test_ratios_are_to_the_copy_of_the_same_round(monkeypatch: pytest.MonkeyPatch) -> None:
     """A peer of 3 + 5 beside a copy of 2 costs 1.5 forward, 2.5 backward, 4 both."""
-    monkeypatch.setattr(timing, "Copy", lambda case: Clockwork(2.0, 0.0))
+    monkeypatch.setattr(timing, "Copy", lambda: Clockwork(2.0, 0.0))
     copy, times = timing.measure(CASE, [Clockwork(3.0, 5.0)], cold=False, pace=timing.Pace(3, 1.0))
 
     medians = {part: spread.median for part, spread in times.copies.items()}
@@ -54,7 +54,7 @@ def test_everyone_takes_a_turn_in_every_round_and_nobody_is_always_first(monkeyp
             order.append(f"{self.name}{first}")
             return super().steps(first, number)
 
-    monkeypatch.setattr(timing, "Copy", lambda case: Named("c"))
+    monkeypatch.setattr(timing, "Copy", lambda: Named("c"))
     timing.measure(CASE, [Named("a"), Named("b")], cold=True, pace=timing.Pace(3, 1.0))
 
     assert order[-9:] == ["c0", "a1", "b2", "a3", "b4", "c5", "b6", "c7", "a8"]
@@ -63,7 +63,7 @@ def test_everyone_takes_a_turn_in_every_round_and_nobody_is_always_first(monkeyp
 def test_cold_rotates_over_several_times_the_cache(monkeypatch: pytest.MonkeyPatch) -> None:
     """Cold: at least four times the last-level cache, or 256 inputs; warm: one input."""
     monkeypatch.setattr(timing, "last_level_cache", lambda: 10 * CASE.bytes)
-    monkeypatch.setattr(timing, "Copy", lambda case: Clockwork(1.0, 0.0))
+    monkeypatch.setattr(timing, "Copy", lambda: Clockwork(1.0, 0.0))
     trial = Clockwork(1.0, 1.0)
     timing.measure(CASE, [trial], cold=True, pace=timing.Pace(1, 1.0))
     assert trial.inputs == 40
@@ -77,7 +77,7 @@ def test_cold_rotates_over_several_times_the_cache(monkeypatch: pytest.MonkeyPat
 
 def test_a_block_of_steps_fills_the_time_it_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     """Steps of 1 ms fill 50 ms with 50; steps longer than the time are taken one by one."""
-    monkeypatch.setattr(timing, "Copy", lambda case: Clockwork(1.0, 0.0))
+    monkeypatch.setattr(timing, "Copy", lambda: Clockwork(1.0, 0.0))
     short, long = Clockwork(0.0005, 0.0005), Clockwork(1.0, 1.0)
     timing.measure(CASE, [short, long], cold=False, pace=timing.Pace(1, 0.05))
     assert short.calls[-1][1] == 50

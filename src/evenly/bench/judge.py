@@ -51,6 +51,12 @@ def make_inputs(case: Case, seed: int, mean: float = 0.0) -> Inputs:
     return Inputs(x, residual, case.tensor(generator))
 
 
+def make_rotation(case: Case, number: int) -> list[Inputs]:
+    """``number`` inputs in memory of their own; numbers take long to draw, so all hold those of seed 0."""
+    first = make_inputs(case, 0)
+    return [first, *(Inputs(*(t if t is None else t.clone() for t in first)) for _ in range(number - 1))]  # type: ignore[arg-type]
+
+
 def make_affine(case: Case) -> Affine:
     """A weight around 1 and a bias around 0, the same in every process."""
     generator = torch.Generator().manual_seed(case.channels)

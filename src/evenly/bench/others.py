@@ -167,7 +167,7 @@ def jemalloc(case: Case) -> Peer:
 
 
 class _Elsewhere:
-    """torch eager in another process, which makes the same inputs from the same seeds and waits for orders."""
+    """torch eager in another process, which makes the same inputs and waits for orders."""
 
     def __init__(self, case: Case, environment: dict[str, str]) -> None:
         self._case = case
@@ -211,7 +211,7 @@ class _Elsewhere:
 
 def _serve() -> None:
     """The other process: one order a line, one answer a line."""
-    from evenly.bench.judge import make_inputs
+    from evenly.bench.judge import make_rotation
 
     peer: Peer | None = None
     for line in sys.stdin:
@@ -222,7 +222,7 @@ def _serve() -> None:
             peer = eager(case)
         elif "load" in order:
             assert peer is not None
-            peer.load([make_inputs(case, seed) for seed in range(order["load"])])
+            peer.load(make_rotation(case, order["load"]))
         else:
             assert peer is not None
             answer = peer.steps(*order["steps"])

@@ -19,7 +19,7 @@ from typing import Protocol
 
 import torch
 
-from evenly.bench.judge import Inputs, make_inputs
+from evenly.bench.judge import Inputs, make_rotation
 from evenly.bench.shapes import Case
 
 PARTS = ("forward", "backward", "both")
@@ -30,7 +30,7 @@ class Trial(Protocol):
     """A peer made ready for one case."""
 
     def load(self, inputs: Sequence[Inputs]) -> None:
-        """Take the inputs over which steps rotate; the one at place k was made from seed k."""
+        """Take the inputs over which steps rotate (`evenly.bench.judge.make_rotation`)."""
 
     def steps(self, first: int, number: int) -> tuple[float, float]:
         """Seconds spent forward and backward in ``number`` steps, on inputs ``first``, ``first + 1``, …"""
@@ -76,12 +76,10 @@ class Pace:
 class Copy:
     """The measure: a copy of the same tensor by the same threads into a warm buffer."""
 
-    def __init__(self, case: Case) -> None:
-        self._to = torch.empty_like(make_inputs(case, 0).x)
-
     def load(self, inputs: Sequence[Inputs]) -> None:
         """See `Trial`."""
         self._from = [one.x.detach() for one in inputs]
+        self._to = torch.empty_like(self._from[0])
 
     def steps(self, first: int, number: int) -> tuple[float, float]:
         """See `Trial`; a copy has no backward."""
@@ -100,8 +98,8 @@ def measure(case: Case, trials: Sequence[Trial], *, cold: bool, pace: Pace) -> l
         cold: whether inputs rotate over several times the last-level cache.
         pace: how long.
     """
-    everyone: list[Trial] = [Copy(case), *trials]
-    inputs = [make_inputs(case, seed) for seed in range(sets_for(case) if cold else 1)]
+    everyone: list[Trial] = [Copy(), *trials]
+    inputs = make_rotation(case, sets_for(case) if cold else 1)
     for trial in everyone:
         trial.load(inputs)
     rounds: list[list[tuple[float, float]]] = [[] for _ in everyone]
