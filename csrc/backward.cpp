@@ -117,18 +117,18 @@ struct Walker {
 
     // dx and dresidual of elements k … k + n.
     template <class Affine>
-    void input(i64 k, i64 n, const Affine& affine) const {
+    void input(i64 k, i64 n, const Affine& affine, const Ahead& ahead) const {
         if (f.zeroes || f.weighs || dx == nullptr || (dresidual && !f.measured)) {
             for (i64 i = 0; i < n; i += kTile) input_apart(k + i, std::min(kTile, n - i), affine.from(i));
             return;
         }
         with_slopes(k, [&](const auto& slopes) {
             if (dresidual) {
-                inputs_tile<A>(dy + k, x + k, n, affine, slopes, dx + k, dresidual + k, streams);
+                inputs_tile<A>(dy + k, x + k, n, affine, slopes, ahead, dx + k, dresidual + k, streams);
             } else if (f.measured) {
-                input_tile<true, A>(dy + k, x + k, n, affine, slopes, dx + k, streams);
+                input_tile<true, A>(dy + k, x + k, n, affine, slopes, ahead, dx + k, streams);
             } else {
-                input_tile<false, A>(dy + k, x + k, n, affine, slopes, dx + k, streams);
+                input_tile<false, A>(dy + k, x + k, n, affine, slopes, ahead, dx + k, streams);
             }
         });
     }
@@ -158,7 +158,8 @@ struct Walker {
 
     void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n,
                      const Columns<A>& affine) const {
-        for (i64 r = row; r < row + rows; ++r) input(block.base + r * block.pitch + column, n, affine);
+        for (i64 r = row; r < row + rows; ++r)
+            input(block.base + r * block.pitch + column, n, affine, block.ahead(n, r + 1 < row + rows));
     }
 
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
@@ -255,7 +256,7 @@ void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share) const
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c),
                                     s.p, s.q};
-                input(k, length, affine);
+                input(k, length, affine, {0, 0});
             });
         }
     }
@@ -447,7 +448,7 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
     if (!f.input) return;
     const Shared s = shared(set);
     affine.p_ = s.p, affine.q_ = s.q;
-    input(base, width, affine);
+    input(base, width, affine, {0, 0});
 }
 
 template <class T>

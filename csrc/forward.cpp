@@ -119,11 +119,11 @@ struct Walker {
 
     // y of elements k … k + n.
     template <class Affine>
-    void apply(i64 k, i64 n, const Affine& affine) const {
-        if (!f.zeroes) return apply(k, n, affine, streams);
+    void apply(i64 k, i64 n, const Affine& affine, const Ahead& ahead) const {
+        if (!f.zeroes) return apply(k, n, affine, ahead, streams);
         for (i64 i = 0; i < n; i += kTile) {
             const i64 length = std::min(kTile, n - i);
-            apply(k + i, length, affine.from(i), false);
+            apply(k + i, length, affine.from(i), ahead.from(i), false);
             A buffer[kTile];
             const A* m = mask_of(k + i, length, buffer);
             for (i64 j = 0; j < length; ++j)
@@ -132,14 +132,14 @@ struct Walker {
     }
 
     template <class Affine>
-    void apply(i64 k, i64 n, const Affine& affine, bool streamed) const {
+    void apply(i64 k, i64 n, const Affine& affine, const Ahead& ahead, bool streamed) const {
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
-            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, y + k, streamed);
+            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, ahead, y + k, streamed);
             if (f.bits)
-                return residual_tile<K, true>(x + k, residual + k, n, affine, arg, f.bits, k, y + k,
+                return residual_tile<K, true>(x + k, residual + k, n, affine, arg, ahead, f.bits, k, y + k,
                                               streamed);
-            residual_tile<K, false>(x + k, residual + k, n, affine, arg, nullptr, k, y + k, streamed);
+            residual_tile<K, false>(x + k, residual + k, n, affine, arg, ahead, nullptr, k, y + k, streamed);
         });
     }
 
@@ -147,8 +147,7 @@ struct Walker {
                      const Columns<A>& affine) const {
         for (i64 r = row; r < row + rows; ++r) {
             const i64 k = block.base + r * block.pitch + column;
-            if (residual && block.apart && r + 1 < row + rows) prefetch(residual + k + block.pitch, n);
-            apply(k, n, affine);
+            apply(k, n, affine, block.ahead(n, r + 1 < row + rows));
         }
     }
 
@@ -201,17 +200,18 @@ void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Swe
 template <class T>
 void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share) const {
     const i64 length = share.inner.end - share.inner.begin;
-    const bool apart = residual && is_short<T>((groups.end - groups.begin) * length);
+    const bool apart = is_short<T>((groups.end - groups.begin) * length);
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
+        // The slab is in L2; a residual is not.
+        const Ahead ahead =
+            residual ? ahead_in(length, apart, b > share.batch.begin ? -p.row() : 0) : Ahead{0, 0};
         for (i64 g = groups.end - 1; g >= groups.begin; --g) {
             const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
             const i64 first = base / p.stride % p.channels;
-            if (apart && b > share.batch.begin)
-                prefetch(residual + base + share.inner.begin - p.row(), length);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
-                apply(k, length, affine);
+                apply(k, length, affine, ahead);
             });
         }
     }
@@ -455,7 +455,7 @@ void Walker<T>::rows() const {
             if (!f.apply) continue;
             const i64 offset = set % p.group * width;
             const Row<A> affine{mean[set], rstd[set], weight + offset, bias + offset};
-            apply(set * width, width, affine);
+            apply(set * width, width, affine, residual ? ahead_in(width, false, 0) : Ahead{0, 0});
         }
         if (streams) fence();
     });

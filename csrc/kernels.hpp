@@ -29,7 +29,7 @@ struct Forward {
     bool weighs;         // the mask enters the statistics
     bool zeroes;         // the output is 0 where the mask is
     void* y;             // T[numel]
-    std::uint8_t* bits;  // one bit an element, zeroed before the call: set where the slope is 1; or null
+    std::uint8_t* bits;  // one bit an element, set where the slope is 1; or null
     void* mean;          // A[sets]: written by step 1, read by step 2
     void* m2;            // A[sets]: written by step 1
     void* rstd;          // A[sets]: written by step 1, read by step 2

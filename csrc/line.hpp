@@ -197,6 +197,17 @@ inline std::uint32_t word_of(const Flag* on) {
     if constexpr (L * sizeof(Flag) == kLine && sizeof(Flag) == 8)
         return _mm512_movepi64_mask(_mm512_loadu_si512(on));
 #endif
+#if defined(__AVX2__)
+    if constexpr (L * sizeof(Flag) == kLine) {
+        const auto half = [&](i64 i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(on + i)); };
+        const __m256i low = half(0), high = half(L / 2);
+        if constexpr (sizeof(Flag) == 4)
+            return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)) |
+                                              _mm256_movemask_ps(_mm256_castsi256_ps(high)) << 8);
+        return static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(low)) |
+                                          _mm256_movemask_pd(_mm256_castsi256_pd(high)) << 4);
+    }
+#endif
     std::uint32_t word = 0;
     for (i64 j = 0; j < L; ++j) word |= static_cast<std::uint32_t>(on[j] & 1) << j;
     return word;
@@ -208,10 +219,15 @@ inline void put_bits(Bits* bits, i64 k, std::uint32_t word) {
     if (L % 8 == 0 && k % 8 == 0) {
         std::memcpy(bits + k / 8, &word, L / 8);
     } else {
-        for (i64 j = 0; j < L; ++j)
-            if (word >> j & 1)
-                __atomic_fetch_or(bits + (k + j) / 8, static_cast<Bits>(1u << ((k + j) % 8)),
-                                  __ATOMIC_RELAXED);
+        for (i64 j = 0; j < L; ++j) {
+            Bits* byte = bits + (k + j) / 8;
+            const Bits bit = static_cast<Bits>(1u << ((k + j) % 8));
+            if (word >> j & 1) {
+                __atomic_fetch_or(byte, bit, __ATOMIC_RELAXED);
+            } else {
+                __atomic_fetch_and(byte, static_cast<Bits>(~bit), __ATOMIC_RELAXED);
+            }
+        }
     }
 }
 

@@ -95,8 +95,9 @@ inline A mean_of(const T* x, i64 n) {
 
 // y = activation(z), z = (x - mean) * scale + bias.
 template <Kind K, class T, class A, class Affine>
-EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, T* y, bool streams) {
+EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, Ahead ahead, T* y, bool streams) {
     write<A>({y}, n, streams, [&](i64 i, auto lanes, auto& v) {
+        ahead.ask(x, i);
         widen<lanes>(x + i, v[0]);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j)
@@ -106,9 +107,10 @@ EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, T* y, bool strea
 
 // The same with a residual; the bits of z's slopes are kept where there is room for them.
 template <Kind K, bool keeps, class T, class A, class Affine>
-EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine f, A arg, Bits* bits, i64 k, T* y,
-                               bool streams) {
+EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine f, A arg, Ahead ahead, Bits* bits,
+                               i64 k, T* y, bool streams) {
     write<A>({y}, n, streams, [&](i64 i, auto lanes, auto& v) {
+        ahead.ask(residual, i);
         alignas(kLine) A z[lanes];
         widen<lanes>(x + i, v[0]);
         widen<lanes>(residual + i, z);
@@ -241,8 +243,10 @@ EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slope
 
 // dx straight from dy and x; through given statistics nothing passed, not even a NaN.
 template <bool measured, class A, class T, class Affine, class Slopes>
-EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, T* dx, bool streams) {
+EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, T* dx,
+                            bool streams) {
     write<A>({dx}, n, streams, [&](i64 i, auto lanes, auto& v) {
+        ahead.ask(dy, i), ahead.ask(x, i);
         alignas(kLine) A d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, v[0], d);
 #pragma omp simd
@@ -255,9 +259,10 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slo
 
 // The same, and the residual's gradient.
 template <class A, class T, class Affine, class Slopes>
-EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, T* dx, T* dresidual,
-                             bool streams) {
+EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, T* dx,
+                             T* dresidual, bool streams) {
     write<A>({dx, dresidual}, n, streams, [&](i64 i, auto lanes, auto& v) {
+        ahead.ask(dy, i), ahead.ask(x, i);
         alignas(kLine) A d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, v[1], d);
 #pragma omp simd

@@ -75,14 +75,8 @@ inline bool is_short(i64 n) {
 // What to ask for while `length` elements are read; the stretch that follows a short one lies
 // `next` elements on (0: none follows).
 inline Ahead ahead_in(i64 length, bool is_short, i64 next) {
-    if (is_short) return {next, next > 0 ? length : 0};
+    if (is_short) return {next, next != 0 ? length : 0};
     return {kFurther, length - kFurther};
-}
-
-template <class T>
-inline void prefetch(const T* p, i64 n) {
-    constexpr i64 line = kLine / static_cast<i64>(sizeof(T));
-    for (i64 i = 0; i < n; i += line) __builtin_prefetch(p + i, 0, 2);
 }
 
 // Visit the stretches of one channel in elements [begin, end) of the chunk that starts at `base`:

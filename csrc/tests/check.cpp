@@ -94,7 +94,7 @@ void check(const Case& c, DType dtype, Kind kind, bool with_residual, bool with_
     std::vector<A> weight(p.channels), bias(p.channels), mask(positions), mean(p.sets()), m2(p.sets()),
         rstd(p.sets());
     std::vector<A> count(p.sets()), sum_g(p.sets()), sum_gx(p.sets()), dweight(p.channels), dbias(p.channels);
-    std::vector<std::uint8_t> bits((n + 7) / 8, 0);
+    std::vector<std::uint8_t> bits((n + 7) / 8, 0xa5);
     const auto draw = [&] { return static_cast<int>(random() % 64) - 32; };
     for (i64 k = 0; k < n; ++k)
         put(x, dtype, k, draw()), put(residual, dtype, k, draw()), put(dy, dtype, k, draw());

@@ -270,7 +270,7 @@ def _call_forward(
     if residual is not None:
         residual = residual if residual.dtype is x.dtype else residual.to(x.dtype)
         if keep and kind.slope == "sign":
-            saved = bits = torch.zeros((p.numel + 7) // 8, dtype=torch.uint8)
+            saved = bits = pool.empty_bytes((p.numel + 7) // 8)
         elif keep and kind.slope != "none":
             saved = residual
     walked = _cpu.forward(

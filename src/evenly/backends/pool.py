@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from threading import Lock
 
 import torch
@@ -40,13 +40,15 @@ class Pool:
     def empty_like(self, x: Tensor) -> Tensor:
         """An uninitialised tensor of ``x``'s shape, strides and type; ``x`` is dense."""
         size = x.nbytes
-        if size < SMALLEST or not self.limit or _use_count is None:
+        if not self._pools(size):
             return torch.empty_like(x)
-        with self._lock:
-            storage = self._idle(size)
-        if storage is None:
-            return self._fresh(x, size)
-        return torch.empty(0, dtype=x.dtype).set_(storage, 0, x.shape, x.stride())
+        return self._take(size, x.dtype, x.shape, x.stride())
+
+    def empty_bytes(self, size: int) -> Tensor:
+        """An uninitialised tensor of ``size`` bytes."""
+        if not self._pools(size):
+            return torch.empty(size, dtype=torch.uint8)
+        return self._take(size, torch.uint8, (size,), (1,))
 
     def flush(self) -> int:
         """Let go of all storages; returns how many bytes were kept. Those in use live on."""
@@ -54,6 +56,16 @@ class Pool:
             kept, self.kept = self.kept, 0
             self._blocks.clear()
         return kept
+
+    def _pools(self, size: int) -> bool:
+        return size >= SMALLEST and self.limit > 0 and _use_count is not None
+
+    def _take(self, size: int, dtype: torch.dtype, shape: Sequence[int], stride: Sequence[int]) -> Tensor:
+        with self._lock:
+            storage = self._idle(size)
+        if storage is None:
+            return self._fresh(size, torch.empty_strided(shape, stride, dtype=dtype))
+        return torch.empty(0, dtype=dtype).set_(storage, 0, shape, stride)
 
     def _idle(self, size: int) -> UntypedStorage | None:
         """A storage of this size that only the pool refers to, moved to the end of the queue."""
@@ -70,8 +82,7 @@ class Pool:
                 return storage
         return None
 
-    def _fresh(self, x: Tensor, size: int) -> Tensor:
-        y = torch.empty_like(x)
+    def _fresh(self, size: int, y: Tensor) -> Tensor:
         storage = y.untyped_storage()
         if size >= HUGE_PAGE:
             self._advise(storage.data_ptr(), size)
