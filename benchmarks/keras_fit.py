@@ -6,7 +6,7 @@ A model of ``DEPTH`` blocks "norm, ReLU" is fitted with Keras's layers, with eve
 with evenly's that apply the ReLU themselves, with layers that have a norm's weights and do nothing,
 and without norms. The time of one norm is that of a step, less that of the step without, over
 ``DEPTH``; that of the layer that does nothing is what Keras, autograd and the optimizer take for any
-layer with these weights, whatever it computes. Each round fits all five, one after the other, and
+layer with these weights that is called in Keras's way, whatever it computes. Each round fits all five, one after the other, and
 gives one ratio; printed are the median of the rounds and their quartiles. A model whose losses
 disagree with Keras's is not timed, and one whose weights disagree after it is not reported.
 ``--shapes`` measures some of the shapes; the file's rows of the others stay.

@@ -21,6 +21,16 @@ _FUSED = {
 }
 
 
+def fusible(function: Callable[[Any], Any]) -> bool:
+    """Whether the norm applies all of the function itself.
+
+    Example:
+        >>> fusible(activations.relu), fusible(activations.tanh)
+        (True, False)
+    """
+    return split(function)[1] is None
+
+
 def split(function: Callable[[Any], Any]) -> tuple[Activation, Callable[[Any], Any] | None]:
     """The activation to fuse into the norm, and the function to call after it.
 

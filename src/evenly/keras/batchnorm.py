@@ -11,6 +11,7 @@ from evenly.keras.statistics import statistics_dtype
 
 if keras.backend.backend() == "torch":  # torch is not imported for the other backends
     from evenly.keras import on_torch as on
+    from evenly.keras import shortcut
 else:
     from evenly.keras import on_ops as on  # type: ignore[no-redef]
 
@@ -80,6 +81,14 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         if not kwargs.get("trainable", True):
             kwargs.setdefault("dtype", statistics_dtype(self.variable_dtype))
         return super().add_weight(*args, **kwargs)
+
+    if keras.backend.backend() == "torch":
+
+        def __call__(self, *args: Any, **kwargs: Any) -> Any:
+            """Keras's: `call`, and around it what there is to do, which is mostly nothing (see `shortcut`)."""
+            if type(self) is BatchNormalization and shortcut.open_to(self, args, kwargs):
+                return self.call(args[0], training=shortcut.phase(kwargs))
+            return super().__call__(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The normalised input.
