@@ -34,6 +34,7 @@ template <i64 L, class Body>
 inline void in_lines(i64 n, const Body& body) {
     i64 i = 0;
     for (; i + L <= n; i += L) body(i, Lanes<L>{});
+#pragma GCC unroll 1
     for (; i < n; ++i) body(i, Lanes<1>{});
 }
 
@@ -139,30 +140,32 @@ inline i64 until_line(const T* at) {
 template <class A, class T, std::size_t Outputs, class Values>
 inline void write(T* const (&to)[Outputs], i64 n, bool streams, const Values& values) {
     constexpr i64 L = kOfLine<T>, step = std::min(L, kOfLine<A>), bytes = step * static_cast<i64>(sizeof(T));
-    i64 i = 0;
-    const auto one = [&] {
-        A v[Outputs][1];
-        values(i, Lanes<1>{}, v);
-        for (std::size_t o = 0; o < Outputs; ++o) store(to[o] + i, v[o][0]);
-        ++i;
-    };
     const i64 head = std::min(n, until_line(to[0]));
     for (std::size_t o = 1; o < Outputs; ++o) streams = streams && until_line(to[o]) == until_line(to[0]);
-    while (i < head) one();
-    for (const i64 last = i + (n - i) / L * L; i < last; i += step) {
-        alignas(kLine) A v[Outputs][step];
-        values(i, Lanes<step>{}, v);
-        for (std::size_t o = 0; o < Outputs; ++o) {
-            alignas(kLine) T part[step];
-            narrow<step>(v[o], part);
-            if (streams) {
-                stream<bytes>(to[o] + i, part);
-            } else {
-                std::memcpy(to[o] + i, part, bytes);
+    i64 i = 0, stop = head;
+    while (true) {  // one by one up to a line, the lines, one by one to the end: each body written once
+#pragma GCC unroll 1
+        for (; i < stop; ++i) {
+            A v[Outputs][1];
+            values(i, Lanes<1>{}, v);
+            for (std::size_t o = 0; o < Outputs; ++o) store(to[o] + i, v[o][0]);
+        }
+        if (i == n) return;
+        for (const i64 last = i + (n - i) / L * L; i < last; i += step) {
+            alignas(kLine) A v[Outputs][step];
+            values(i, Lanes<step>{}, v);
+            for (std::size_t o = 0; o < Outputs; ++o) {
+                alignas(kLine) T part[step];
+                narrow<step>(v[o], part);
+                if (streams) {
+                    stream<bytes>(to[o] + i, part);
+                } else {
+                    std::memcpy(to[o] + i, part, bytes);
+                }
             }
         }
+        stop = n;
     }
-    while (i < n) one();
 }
 
 // What will be read soon, asked for into L2.

@@ -1,14 +1,16 @@
 // What is done to a stretch of neighbouring elements.
 //
 // Each loop goes line by line (line.hpp); the walks in forward.cpp and backward.cpp string the
-// stretches together. Each stays a function of its own: inlined among branches, gcc leaves some of
-// them scalar.
+// stretches together. Each stays a function of its own, since inlined among branches gcc leaves
+// some of them scalar, and has all it calls inlined, since a line must not pass through memory.
 #pragma once
 
 #include "activation.hpp"
 #include "line.hpp"
 
-#define EVENLY_LOOP [[gnu::noinline]]
+#if !defined(EVENLY_LOOP)  // the sanitizers' build takes minutes longer with everything inlined
+#define EVENLY_LOOP [[gnu::noinline, gnu::flatten]]
+#endif
 
 namespace evenly {
 namespace EVENLY_ISA {
