@@ -187,6 +187,11 @@ def memory() -> str:
     return "```text\n" + (ROOT / "benchmarks" / "results" / "memory.txt").read_text("utf-8") + "```"
 
 
+def call() -> str:
+    """What benchmarks/call.py printed."""
+    return "```text\n" + (ROOT / "benchmarks" / "results" / "call.txt").read_text("utf-8") + "```"
+
+
 NOT_MEASURED = "No measurement of an idle machine is committed yet; the commands above make one."
 
 
@@ -267,6 +272,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench-files": bench_files,
     "bench-goals": bench_goals,
     "memory": memory,
+    "call": call,
     "training-step": training_step,
     "sync": sync,
     "keras-fit": keras_fit,
