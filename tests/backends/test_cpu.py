@@ -158,6 +158,19 @@ def test_a_residual_costs_one_bit_an_element() -> None:
     assert torch.equal(reference.slope_of_bits(saved, x, RELU), (y > 0).float())
 
 
+def test_bits_that_belong_to_no_element_are_zero() -> None:
+    """Equal calls give equal bytes: the memory of the bits is not zeroed beforehand, its end is."""
+    x, residual = torch.randn(3, 5, 7), torch.ones(3, 5, 7)
+    partition = Partition.of_batch(x.shape)
+    for _ in range(8):
+        dirty = torch.full((14,), 255, dtype=torch.uint8)
+        del dirty
+        saved = cpu.forward(x, partition, 1e-5, None, None, residual, RELU, keep=True)[3]
+
+        assert saved is not None
+        assert int(saved[-1]) >> 105 % 8 == 0
+
+
 @pytest.mark.parametrize("skip", [True, False])
 @pytest.mark.parametrize("unbiased", [True, False])
 @pytest.mark.parametrize("ghosts", [1, 2])
