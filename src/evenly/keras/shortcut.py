@@ -1,9 +1,10 @@
 """A layer's call on Keras's torch backend, without the work around it where there is none to do.
 
-`keras.layers.Layer.__call__` takes more than 100 µs before it comes to ``call``, several times what a norm of a
-small input takes. Nearly all of it looks for something unusual: inputs to convert, masks, a graph
-to build, hooks, losses, another type or place to compute in. `open_to` asks for all of these in a few
-microseconds; where the answer to each is no, all that is left of Keras's call is ``call`` itself.
+`keras.layers.Layer.__call__` looks for much that is unusual before it comes to ``call``: inputs to
+convert, masks, a graph to build, hooks, losses, another type or place to compute in; on a small
+input that takes longer than the norm (`benchmarks/keras_fit.py`, the layer that does nothing).
+`open_to` asks for all of these at once; where the answer to each is no, all that is left of Keras's
+call is ``call`` itself.
 
 Each question stands for a step of `Layer.__call__`, `torch.nn.Module.__call__` or
 `Operation.__call__` as of the versions of Keras that `READ` names. On any other the way is
