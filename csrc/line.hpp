@@ -1,8 +1,8 @@
-// A cache line of elements: the unit in which tensors are read and written.
+// A step: the elements that are read, computed with and written at once.
 //
-// Loops of constant length widen a line's elements, compute with them and narrow the result. The
-// compiler turns each into vector code for every instruction set and keeps the line in registers,
-// so that it is stored once, or streamed past the cache.
+// Loops of constant length widen a step's elements, compute with them and narrow the result. A step
+// fills one register, so the compiler turns each loop into one instruction, keeps the arrays between
+// them in registers, and the result is stored once, or streamed past the cache.
 #pragma once
 
 #include <algorithm>
@@ -26,83 +26,134 @@ constexpr i64 kLine = 64;     // bytes of a cache line
 template <class T>
 constexpr i64 kOfLine = kLine / static_cast<i64>(sizeof(T));  // elements
 
+// Bytes of a register, and the elements of a step: eight at least, whose bits make a byte.
+#if defined(__AVX512F__)
+constexpr i64 kRegister = 64;
+#elif defined(__AVX__)
+constexpr i64 kRegister = 32;
+#else
+constexpr i64 kRegister = 16;
+#endif
+template <class A>
+constexpr i64 kStep = std::max<i64>(8, kRegister / static_cast<i64>(sizeof(A)));
+
 template <i64 N>
 using Lanes = std::integral_constant<i64, N>;
 
-// Call body(first, Lanes<L>) for every L elements, then for the remaining ones alone.
-template <i64 L, class Body>
-inline void in_lines(i64 n, const Body& body) {
+// Call body(first, Lanes<L>) for every step of L elements, then for the remaining ones alone.
+template <class A, class Body>
+inline void in_steps(i64 n, const Body& body) {
+    constexpr i64 L = kStep<A>;
     i64 i = 0;
     for (; i + L <= n; i += L) body(i, Lanes<L>{});
 #pragma GCC unroll 1
     for (; i < n; ++i) body(i, Lanes<1>{});
 }
 
-// The elements of a line, or half of one, in the type that is computed with, and back. The
-// compiler's own code for 16-bit types splits a line into registers of two sizes, through memory.
-template <i64 L, class T, class A>
-inline void widen(const T* from, A* to) {
+// The elements of a step in the type that is computed with, and back. What is left to the compiler
+// passes through memory in pieces of another size, and waits there: copies, since it makes a memcpy
+// of them, and 16-bit types, which it splits into registers of two sizes.
+template <i64 L, class A>
+inline void widen(const A* from, A* to) {
+    if constexpr (L == 1) {
+        *to = *from;
+    } else {
+        typedef A Register __attribute__((vector_size(kRegister), aligned(sizeof(A)), may_alias));
+        for (i64 i = 0; i < L * static_cast<i64>(sizeof(A)) / kRegister; ++i)
+            reinterpret_cast<Register*>(to)[i] = reinterpret_cast<const Register*>(from)[i];
+    }
+}
+
+template <i64 L, class A>
+inline void narrow(const A* from, A* to) {
+    widen<L>(from, to);
+}
+
+#if defined(__AVX2__)
+template <i64 L>
+inline auto load_halves(const void* from) {
+    if constexpr (L == 16) {
+        return _mm256_loadu_si256(static_cast<const __m256i*>(from));
+    } else {
+        return _mm_loadu_si128(static_cast<const __m128i*>(from));
+    }
+}
+#endif
+
+template <i64 L>
+inline void widen(const bfloat16* from, float* to) {
+#if defined(__AVX512F__)
+    if constexpr (L == 16)
+        return _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves<L>(from)), 16));
+#elif defined(__AVX2__)
+    if constexpr (L == 8)
+        return _mm256_storeu_si256(reinterpret_cast<__m256i*>(to),
+                                   _mm256_slli_epi32(_mm256_cvtepu16_epi32(load_halves<L>(from)), 16));
+#endif
 #pragma omp simd
     for (i64 j = 0; j < L; ++j) to[j] = load(from + j);
 }
 
-template <i64 L, class T, class A>
-inline void narrow(const A* from, T* to) {
-#pragma omp simd
-    for (i64 j = 0; j < L; ++j) store(to + j, from[j]);
-}
-
-#if defined(__AVX512F__)
-inline __m256i load_half(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
-
-template <i64 L>
-inline void widen(const bfloat16* from, float* to) {
-    if constexpr (L == 16) {
-        _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_half(from)), 16));
-    } else {
-        for (i64 j = 0; j < L; ++j) to[j] = load(from + j);
-    }
-}
-
 template <i64 L>
 inline void widen(const float16* from, float* to) {
-    if constexpr (L == 16) {
-        _mm512_storeu_ps(to, _mm512_cvtph_ps(load_half(from)));
-    } else {
-        for (i64 j = 0; j < L; ++j) to[j] = load(from + j);
-    }
+#if defined(__AVX512F__)
+    if constexpr (L == 16) return _mm512_storeu_ps(to, _mm512_cvtph_ps(load_halves<L>(from)));
+#elif defined(__AVX2__) && defined(__F16C__)
+    if constexpr (L == 8) return _mm256_storeu_ps(to, _mm256_cvtph_ps(load_halves<L>(from)));
+#endif
+#pragma omp simd
+    for (i64 j = 0; j < L; ++j) to[j] = load(from + j);
 }
 
 template <i64 L>
 inline void narrow(const float* from, bfloat16* to) {
-    if constexpr (L == 16) {
 #if defined(__AVX512BF16__)
+    if constexpr (L == 16) {
         const __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
-#else
+        std::memcpy(to, &half, sizeof(half));
+        return;
+    }
+#elif defined(__AVX2__)
+    if constexpr (L == kStep<float>) {
         alignas(kLine) std::uint32_t wide[L];
 #pragma omp simd
         for (i64 j = 0; j < L; ++j) wide[j] = rounded(from[j]);
+#if defined(__AVX512F__)
         const __m256i half = _mm512_cvtepi32_epi16(_mm512_loadu_si512(wide));
+#else
+        const __m256i all = _mm256_load_si256(reinterpret_cast<const __m256i*>(wide));
+        const __m128i half = _mm_packus_epi32(_mm256_castsi256_si128(all), _mm256_extracti128_si256(all, 1));
 #endif
         std::memcpy(to, &half, sizeof(half));
-    } else {
-        for (i64 j = 0; j < L; ++j) store(to + j, from[j]);
+        return;
     }
+#endif
+#pragma omp simd
+    for (i64 j = 0; j < L; ++j) store(to + j, from[j]);
 }
 
 template <i64 L>
 inline void narrow(const float* from, float16* to) {
+#if defined(__AVX512F__)
     if constexpr (L == 16) {
         const __m256i half =
             _mm512_cvtps_ph(_mm512_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
         std::memcpy(to, &half, sizeof(half));
-    } else {
-        for (i64 j = 0; j < L; ++j) store(to + j, from[j]);
+        return;
     }
-}
+#elif defined(__AVX2__) && defined(__F16C__)
+    if constexpr (L == 8) {
+        const __m128i half =
+            _mm256_cvtps_ph(_mm256_loadu_ps(from), _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC);
+        std::memcpy(to, &half, sizeof(half));
+        return;
+    }
 #endif
+#pragma omp simd
+    for (i64 j = 0; j < L; ++j) store(to + j, from[j]);
+}
 
-// A line, or half of one, past the cache: it need not be read first, and evicts nothing.
+// A step past the cache: its line need not be read first, and evicts nothing.
 template <i64 bytes>
 inline void stream(void* to, const void* from) {
 #if defined(__AVX512F__)
@@ -110,10 +161,14 @@ inline void stream(void* to, const void* from) {
         return _mm512_stream_si512(static_cast<__m512i*>(to), _mm512_loadu_si512(from));
 #endif
 #if defined(__AVX__)
-    for (int i = 0; i < bytes / 32; ++i)
-        _mm256_stream_si256(static_cast<__m256i*>(to) + i,
-                            _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
-#elif defined(__SSE2__)
+    if constexpr (bytes % 32 == 0) {
+        for (int i = 0; i < bytes / 32; ++i)
+            _mm256_stream_si256(static_cast<__m256i*>(to) + i,
+                                _mm256_loadu_si256(static_cast<const __m256i*>(from) + i));
+        return;
+    }
+#endif
+#if defined(__SSE2__)
     for (int i = 0; i < bytes / 16; ++i)
         _mm_stream_si128(static_cast<__m128i*>(to) + i,
                          _mm_loadu_si128(static_cast<const __m128i*>(from) + i));
@@ -139,7 +194,7 @@ inline i64 until_line(const T* at) {
 // for each output.
 template <class A, class T, std::size_t Outputs, class Values>
 inline void write(T* const (&to)[Outputs], i64 n, bool streams, const Values& values) {
-    constexpr i64 L = kOfLine<T>, step = std::min(L, kOfLine<A>), bytes = step * static_cast<i64>(sizeof(T));
+    constexpr i64 L = kOfLine<T>, step = kStep<A>, bytes = step * static_cast<i64>(sizeof(T));
     const i64 head = std::min(n, until_line(to[0]));
     for (std::size_t o = 1; o < Outputs; ++o) streams = streams && until_line(to[o]) == until_line(to[0]);
     i64 i = 0, stop = head;
@@ -201,14 +256,16 @@ inline std::uint32_t word_of(const Flag* on) {
         return _mm512_movepi64_mask(_mm512_loadu_si512(on));
 #endif
 #if defined(__AVX2__)
-    if constexpr (L * sizeof(Flag) == kLine) {
-        const auto half = [&](i64 i) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(on + i)); };
-        const __m256i low = half(0), high = half(L / 2);
-        if constexpr (sizeof(Flag) == 4)
-            return static_cast<std::uint32_t>(_mm256_movemask_ps(_mm256_castsi256_ps(low)) |
-                                              _mm256_movemask_ps(_mm256_castsi256_ps(high)) << 8);
-        return static_cast<std::uint32_t>(_mm256_movemask_pd(_mm256_castsi256_pd(low)) |
-                                          _mm256_movemask_pd(_mm256_castsi256_pd(high)) << 4);
+    if constexpr (L > 1) {
+        constexpr i64 each = 32 / static_cast<i64>(sizeof(Flag));
+        std::uint32_t word = 0;
+        for (i64 i = 0; i < L; i += each) {
+            const __m256i part = _mm256_loadu_si256(reinterpret_cast<const __m256i*>(on + i));
+            const int bits = sizeof(Flag) == 4 ? _mm256_movemask_ps(_mm256_castsi256_ps(part))
+                                               : _mm256_movemask_pd(_mm256_castsi256_pd(part));
+            word |= static_cast<std::uint32_t>(bits) << i;
+        }
+        return word;
     }
 #endif
     std::uint32_t word = 0;

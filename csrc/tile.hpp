@@ -56,8 +56,8 @@ struct Row {
 // Sum of (x - shift) and of its square.
 template <class T, class A>
 EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, double& s2) {
-    alignas(kLine) A a1[kOfLine<A>] = {}, a2[kOfLine<A>] = {};
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) {
+    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
+    in_steps<A>(n, [&](i64 i, auto lanes) {
         ahead.ask(x, i);
         alignas(kLine) A v[lanes];
         widen<lanes>(x + i, v);
@@ -75,7 +75,7 @@ EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, 
 // The same sums per element, added to what is there.
 template <class T, class A>
 EVENLY_LOOP void add_about(const T* x, i64 n, const A* shift, Ahead ahead, A* s1, A* s2) {
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) {
+    in_steps<A>(n, [&](i64 i, auto lanes) {
         ahead.ask(x, i);
         alignas(kLine) A v[lanes];
         widen<lanes>(x + i, v);
@@ -190,15 +190,15 @@ inline void slope_line(const T* dy, const T* x, i64 i, const Affine& f, const Sl
 // The same of a tile, for those who need them apart.
 template <class T, class A, class Affine, class Slopes>
 EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, A* g, A* d) {
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) { slope_line<lanes>(dy, x, i, f, slopes, g + i, d + i); });
+    in_steps<A>(n, [&](i64 i, auto lanes) { slope_line<lanes>(dy, x, i, f, slopes, g + i, d + i); });
 }
 
 // Sums of g and g * d.
 template <class A, class T, class Affine, class Slopes>
 EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead,
                             double& sum_g, double& sum_gd) {
-    alignas(kLine) A a1[kOfLine<A>] = {}, a2[kOfLine<A>] = {};
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) {
+    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
+    in_steps<A>(n, [&](i64 i, auto lanes) {
         ahead.ask(dy, i), ahead.ask(x, i);
         alignas(kLine) A g[lanes], d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, g, d);
@@ -213,7 +213,7 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slo
 template <class T, class A, class Affine, class Slopes>
 EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, A* sum_g,
                            A* sum_gd) {
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) {
+    in_steps<A>(n, [&](i64 i, auto lanes) {
         ahead.ask(dy, i), ahead.ask(x, i);
         alignas(kLine) A g[lanes], d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, g, d);
@@ -226,8 +226,8 @@ EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slopes slop
 template <class A, class T, class Slopes>
 EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slopes, A* g_each, A* gx_each,
                           double& sum_g, double& sum_gd) {
-    alignas(kLine) A a1[kOfLine<A>] = {}, a2[kOfLine<A>] = {};
-    in_lines<kOfLine<A>>(n, [&](i64 i, auto lanes) {
+    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
+    in_steps<A>(n, [&](i64 i, auto lanes) {
         alignas(kLine) A g[lanes], d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
