@@ -5,6 +5,7 @@
 #include <pthread.h>
 #include <sys/mman.h>
 
+#include <cmath>
 #include <memory>
 #include <optional>
 #include <string>
@@ -132,6 +133,49 @@ bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stri
     return true;
 }
 
+// The two halves for calls that differ in addresses alone: statistics are measured, and there is nothing
+// but weight and bias. What such calls share is converted once.
+struct Pair {
+    i64 outer, batch, group, inner, channels, stride;
+    int dtype, kind;
+    double arg, eps;
+    bool centered;
+
+    bool forward(Address x, Address weight, Address bias, Address y, Address mean, Address rstd, int threads,
+                 Address running_mean, Address running_var, Address batches, Address skipped, double factor,
+                 bool unbiased, bool skip_nonfinite) const {
+        return ::forward(outer, batch, group, inner, channels, stride, dtype, kind, arg, x, 0, weight, bias,
+                         0, false, false, false, y, 0, mean, 0, rstd, 0, eps, centered, true, true, threads,
+                         running_mean, running_var, batches, skipped, factor, unbiased, skip_nonfinite);
+    }
+
+    // By statistics of the channels, which are the sets; rstd is written where it is wanted.
+    bool given(Address x, Address weight, Address bias, Address y, Address mean, Address var, Address rstd,
+               int threads) const {
+        if (rstd == 0) rstd = between(group);
+        if (dtype == 1) {
+            for (i64 c = 0; c < group; ++c) at<double>(rstd)[c] = 1 / std::sqrt(at<double>(var)[c] + eps);
+        } else {
+            for (i64 c = 0; c < group; ++c)
+                at<float>(rstd)[c] = 1 / std::sqrt(at<float>(var)[c] + static_cast<float>(eps));
+        }
+        return ::forward(outer, batch, group, inner, channels, stride, dtype, kind, arg, x, 0, weight, bias,
+                         0, false, false, false, y, 0, mean, 0, rstd, 0, eps, centered, false, true, threads,
+                         0, 0, 0, 0, 0.0, true, true);
+    }
+
+    bool backward(Address dy, Address x, Address weight, Address bias, Address mean, Address rstd,
+                  Address dweight, Address dbias, Address dx, bool measured, int threads) const {
+        return ::backward(outer, batch, group, inner, channels, stride, dtype, kind, arg, dy, x, 0, 0, weight,
+                          bias, 0, false, false, false, mean, rstd, 0, static_cast<double>(batch * inner), 0,
+                          0, dweight, dbias, dx, 0, centered, measured, true, dx != 0, threads);
+    }
+
+    bool walks() const {
+        return evenly::walk_of({outer, batch, group, inner, channels, stride}, false) != evenly::Walk::none;
+    }
+};
+
 std::string isa() { return evenly::steps()->isa; }
 
 std::vector<std::string> isas() {
@@ -157,9 +201,16 @@ void advise_huge(Address address, std::size_t bytes) {
 
 NB_MODULE(_cpu, m) {
     m.doc() = "evenly's CPU kernels; called by evenly.backends.cpu alone.";
+    nb::set_leak_warnings(false);  // pairs are remembered until the process ends, and end with it
     pthread_atfork(nullptr, nullptr, evenly::note_fork);
     m.def("forward", &forward, "Steps 1 and 2, one or both; False where the partition has no loop.");
     m.def("backward", &backward, "Steps 3 and 4, one or both; False where the partition has no loop.");
+    nb::class_<Pair>(m, "Pair", "Both halves for calls that differ in addresses alone.")
+        .def(nb::init<i64, i64, i64, i64, i64, i64, int, int, double, double, bool>())
+        .def("walks", &Pair::walks, "Whether there is a loop for the partition.")
+        .def("forward", &Pair::forward, "Steps 1 and 2.")
+        .def("given", &Pair::given, "Step 2 by given statistics.")
+        .def("backward", &Pair::backward, "Steps 3 and 4.");
     m.def("isa", &isa, "The instruction set in use.");
     m.def("isas", &isas, "The instruction sets this machine can run, the best last.");
     m.def("use_isa", &use_isa, "Use one of them; False where it is unknown or cannot run here.");

@@ -96,20 +96,26 @@ def story() -> str:
 
 def bench() -> str:
     """One row for each committed run of the bench: its weighted sum, in copies of the tensor."""
-    runs = [json.loads(path.read_text("utf-8")) for path in sorted((ROOT / "benchmarks" / "results").glob("*.json"))]
-    runs = [run for run in runs if run.get("schema") == 1 and "cold" in run.get("sums", {})]
-    peers = list(dict.fromkeys(name for run in runs for name in run["sums"]["cold"] if name != "evenly"))
+    every = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
+    runs = {path: json.loads(path.read_text("utf-8")) for path in every}
+    runs = {path: run for path, run in runs.items() if run.get("schema") == 1 and "cold" in run.get("sums", {})}
+    peers = list(dict.fromkeys(name for run in runs.values() for name in run["sums"]["cold"] if name != "evenly"))
     lines = [
         "| norms of | layout, type | evenly | " + " | ".join(peers) + " |",
         "|---|---|---:|" + "---:|" * len(peers),
     ]
-    for run in runs:
+    for path, run in runs.items():
         sums, settings = run["sums"]["cold"], run["settings"]
-        about = f"channels {settings['layout']}, {settings['dtype']}" + (", residual" if settings["residual"] else "")
+        about = f"channels {settings['layout']}, {settings['dtype']}" + _besides(path, settings)
         ours = f"**{sums['evenly']['both']['copies']:.2f}**" if "evenly" in sums else "refused"
         theirs = [_peer(sums[name]["both"]) if name in sums else "–" for name in peers]
         lines.append(f"| {settings['shapes']} | {about} | {ours} | " + " | ".join(theirs) + " |")
     return "\n".join(lines)
+
+
+def _besides(path: Path, settings: dict[str, Any]) -> str:
+    """What else a run was about: a residual, another instruction set than the machine's best."""
+    return (", residual" if settings["residual"] else "") + (", AVX2" if path.stem.endswith("-avx2") else "")
 
 
 def _peer(both: dict[str, float]) -> str:
@@ -127,7 +133,7 @@ def bench_files() -> str:
         if run.get("schema") != results.SCHEMA or not run.get("rows") or "cold" not in run.get("sums", {}):
             continue
         settings, machine = run["settings"], run["machine"]
-        about = f"{settings['dtype']}, channels {settings['layout']}" + (", residual" if settings["residual"] else "")
+        about = f"{settings['dtype']}, channels {settings['layout']}" + _besides(path, settings)
         parts.append(
             f"### {settings['shapes']}: {about}\n\n"
             f"Forward and backward together, cold, in copies; {settings['rounds']} rounds.\n"
@@ -144,6 +150,7 @@ GOALS: dict[str, tuple[float | None, float]] = {
     "resnet50-last": (3.6, 4),
     "resnet50-residual": (4.5, 3),
     "resnet50-bfloat16": (3.3, 3),
+    "resnet50-avx2": (None, 3),
     "mobilenetv2": (None, 3),
     "unet3d": (None, 3),
     "cifar": (None, 3),

@@ -238,3 +238,78 @@ def test_short_and_long_calls_may_take_different_instruction_sets_and_agree() ->
     layer = evenly.InstanceNorm2d(16, activation="relu")
 
     torch.testing.assert_close(layer(x[:1]), layer(x)[:1], rtol=1e-5, atol=1e-5)
+
+
+PAIRS = {
+    "batch": (Partition.of_batch((8, 6, 9, 5), 1), (8, 6, 9, 5), True),
+    "batch, channels last": (Partition.of_batch((8, 9, 5, 6), 3), (8, 9, 5, 6), True),
+    "dense": (Partition.of_batch((60, 100), 1), (60, 100), True),
+    "ghosts": (Partition.of_batch((8, 6, 9, 5), 1, 4), (8, 6, 9, 5), True),
+    "group": (Partition.of_group((8, 6, 9, 5), 1, 2), (8, 6, 9, 5), True),
+    "rms": (Partition.of_layer((60, 100), 1), (60, 100), False),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize("name", PAIRS)
+def test_the_pair_for_like_calls_does_what_the_two_calls_do(name: str, dtype: torch.dtype) -> None:
+    """The same bits of output, statistics, gradients and running statistics."""
+    partition, shape, centered = PAIRS[name]
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    weight, bias = (torch.randn(partition.channels, dtype=statistics) for _ in range(2))
+    channelwise = partition.group == partition.channels
+
+    def running() -> Running | None:
+        numbers = (torch.zeros(partition.channels, dtype=statistics), torch.ones(partition.channels, dtype=statistics))
+        return Running(*numbers, average("ema", 0.1), torch.tensor(0), torch.tensor(0)) if channelwise else None
+
+    one, other = running(), running()
+    pair = cpu.pair(x, partition, RELU, 1e-5, centered=centered)
+    y, mean, rstd = pair.forward(x, weight, bias, one)
+    dx, dweight, dbias = pair.backward(dy, x, weight, bias, mean, rstd, measured=True, dx=True)
+    expected, moments, rstd_, _ = cpu.forward(
+        x, partition, 1e-5, weight, bias, None, RELU, centered=centered, keep=True, running=other
+    )
+    gradients = cpu.backward(
+        dy, x, partition, moments.mean, rstd_, weight, bias, None, RELU, partition.count, centered=centered
+    )
+
+    found = [y, mean, rstd, dx, dweight, dbias, *(one[:2] if one else ())]
+    wanted = [expected, moments.mean, rstd_, *gradients[:3], *(other[:2] if other else ())]
+    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
+    assert pair.backward(dy, x, weight, bias, mean, rstd, measured=True, dx=False)[0] is None
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+def test_the_pair_takes_given_variances(dtype: torch.dtype) -> None:
+    """As normalizing by one over their root does, to its rounding; what it wrote there serves backward."""
+    partition, shape, _ = PAIRS["batch"]
+    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+    x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
+    weight, bias, mean = (torch.randn(6, dtype=statistics) for _ in range(3))
+    var, rstd = torch.rand(6, dtype=statistics), torch.empty(6, dtype=statistics)
+    pair = cpu.pair(x, partition, RELU, 1e-5)
+
+    y = pair.given(x, weight, bias, mean, var, rstd)
+    found = pair.backward(dy, x, weight, bias, mean, rstd, measured=False, dx=True)
+    exact = torch.rsqrt(var.double() + 1e-5).to(statistics)
+    gradients = cpu.backward(
+        dy, x, partition, mean[None], exact[None], weight, bias, None, RELU, partition.count, measured=False
+    )
+
+    torch.testing.assert_close(rstd, exact, rtol=4 * torch.finfo(statistics).eps, atol=0)
+    assert torch.equal(pair.given(x, weight, bias, mean, var), y)
+    assert torch.equal(y, cpu.normalize(x, partition, mean[None], rstd[None], weight, bias, None, RELU)[0])
+    for a, b in zip(found, gradients[:3], strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def test_the_pair_refuses_vectors_that_it_cannot_read() -> None:
+    """Another type, another length, gaps: then the call goes the long way, where each is seen to."""
+    partition, shape, _ = PAIRS["batch"]
+    pair = cpu.pair(torch.randn(shape), partition, RELU, 1e-5)
+
+    assert pair.takes(None, torch.ones(6))
+    for vector in (torch.ones(6, dtype=torch.float64), torch.ones(5), torch.ones(12)[::2], torch.ones(6).bfloat16()):
+        assert not pair.takes(torch.ones(6), vector)

@@ -65,6 +65,31 @@ def test_settings_may_change_between_calls(name: str) -> None:
     assert float(layer(x).detach().min()) < 0
 
 
+def test_running_settings_may_change_between_calls() -> None:
+    """Momentum, average and the rule for one value per channel act at once."""
+    x, layer = _input(4, 6), evenly.BatchNorm(6).double()
+    layer(x)
+    layer.reset_running_stats()
+    layer.momentum = 1.0
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    layer.momentum, layer.average = 0.5, "debiased"
+    layer.reset_running_stats()
+    layer(x)
+    torch.testing.assert_close(layer.running_mean, x.mean(0), rtol=1e-12, atol=1e-12)
+    layer.single = "skip"
+    assert not layer(_input(1, 6)).any()
+
+
+def test_settings_without_a_hash_are_taken() -> None:
+    """A list of arguments for the activation, set by hand, is as good as a tuple."""
+    layer = evenly.BatchNorm(6, activation="leaky_relu").double()
+    layer.activation_args = [0.5]
+    fresh = evenly.BatchNorm(6, activation="leaky_relu", activation_args=(0.5,)).double()
+
+    assert torch.equal(layer(_input(4, 6)), fresh(_input(4, 6)))
+
+
 def test_memory_formats_of_one_shape_are_told_apart() -> None:
     """Channels first, channels last and a slice give one result."""
     layer = evenly.BatchNorm(6).double()

@@ -225,3 +225,36 @@ def test_accumulation_leaves_bad_pieces_out_and_starts_anew_on_reset() -> None:
     layer(x)
     assert int(layer.num_batches_tracked) == 0
     assert int(layer.skipped_batches) == 0
+
+
+@pytest.mark.parametrize("backend", ["auto", "reference"])
+@pytest.mark.parametrize("second", [False, True])
+def test_a_batch_between_forward_and_backward_changes_no_gradient(backend: str, second: bool) -> None:
+    """Statistics that were given are those of the forward, also when a batch has been entered since."""
+    layer = evenly.BatchNorm2d(3).double()
+    x = torch.randn(4, 3, 5, 5, dtype=torch.float64, requires_grad=True)
+
+    def gradients(*, between: bool) -> list[Tensor]:
+        layer.reset_running_stats()
+        layer.eval()
+        y = layer(x).square().sum()
+        if between:
+            layer.train()(x.detach() + 7)
+        found = torch.autograd.grad(y, [x, layer.weight, layer.bias], create_graph=second)
+        if second:
+            found = (*found, *torch.autograd.grad(found[1].sum(), [x]))
+        return [t.detach() for t in found]
+
+    with evenly.use_backend(backend):
+        for expected, found in zip(gradients(between=False), gradients(between=True), strict=True):
+            torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_buffers_of_another_length_are_refused_before_anything_is_written() -> None:
+    """A variance that does not fit the mean raises, and the mean stays."""
+    layer = evenly.BatchNorm2d(4)
+    layer.running_var = torch.ones(2)
+
+    with pytest.raises(RuntimeError, match="size"):
+        layer(torch.randn(4, 4, 5, 5) + 3)
+    assert torch.equal(layer.running_mean, torch.zeros(4))

@@ -139,6 +139,94 @@ def backward(
     return (dx_, dweight, dbias, dres) if affine else (dx_, None, None, dres)
 
 
+class Pair:
+    """`forward` and `backward` for calls that differ in addresses alone, so that little is left to do for each.
+
+    There is no residual, no mask, and nothing saved but the input; weight and bias are contiguous
+    and of the type of statistics, as running statistics are.
+    """
+
+    def __init__(
+        self, partition: Partition, dtype: torch.dtype, activation: Activation, eps: float, centered: bool
+    ) -> None:
+        p = partition
+        self._pair = _cpu.Pair(
+            p.outer, p.batch, p.group, p.inner, p.channels, p.stride,
+            _NUMBER[dtype], activation.kind.number, activation.arg, eps, centered,
+        )  # fmt: skip
+        self._sets, self._channels = (p.outer, p.group), p.channels
+        self._dtype = dtype if dtype in _STATISTICS else torch.float32
+
+    def takes(self, *vectors: Tensor | None) -> bool:
+        """Whether vectors over the channels are as they must be."""
+        for t in vectors:
+            if t is not None and not (
+                t.dtype is self._dtype and t.is_cpu and t.is_contiguous() and t.numel() == self._channels
+            ):
+                return False
+        return True
+
+    def forward(
+        self, x: Tensor, weight: Tensor | None, bias: Tensor | None, running: Running | None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """``(y, mean, rstd)``."""
+        mean = x.new_empty(self._sets, dtype=self._dtype)
+        y, rstd = pool.empty_like(x), torch.empty_like(mean)
+        self._pair.forward(
+            x.data_ptr(), 0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), torch.get_num_threads(), *_running(running),
+        )  # fmt: skip
+        return y, mean, rstd
+
+    def given(
+        self,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        var: Tensor,
+        rstd: Tensor | None = None,
+    ) -> Tensor:
+        """The output by given statistics of the channels; ``rstd`` is written where it is wanted."""
+        y = pool.empty_like(x)
+        self._pair.given(
+            x.data_ptr(), 0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
+            y.data_ptr(), mean.data_ptr(), var.data_ptr(), 0 if rstd is None else rstd.data_ptr(),
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return y
+
+    def backward(
+        self,
+        dy: Tensor,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        mean: Tensor,
+        rstd: Tensor,
+        *,
+        measured: bool,
+        dx: bool,
+    ) -> tuple[Tensor | None, Tensor, Tensor]:
+        """``(dx, dweight, dbias)``; dx where it is asked for."""
+        dx_ = pool.empty_like(x) if dx else None
+        dweight = mean.new_empty(self._channels)
+        dbias = torch.empty_like(dweight)
+        self._pair.backward(
+            dy.data_ptr(), x.data_ptr(), 0 if weight is None else weight.data_ptr(),
+            0 if bias is None else bias.data_ptr(), mean.data_ptr(), rstd.data_ptr(),
+            dweight.data_ptr(), dbias.data_ptr(), 0 if dx_ is None else dx_.data_ptr(), measured,
+            torch.get_num_threads(),
+        )  # fmt: skip
+        return dx_, dweight, dbias
+
+
+def pair(x: Tensor, partition: Partition, activation: Activation, eps: float, *, centered: bool = True) -> Pair | None:
+    """The `Pair` for inputs like ``x``, or None where the kernels have no loop."""
+    made = Pair(partition, x.dtype, activation, eps, centered) if serves(x) else None
+    return made if made is not None and made._pair.walks() else None
+
+
 def moments(x: Tensor, partition: Partition, mask: Tensor | None = None, *, centered: bool = True) -> Moments:
     """Step 1; see `evenly.backends.reference.moments`."""
     mean, m2, rstd = (_statistics(x, partition) for _ in range(3))
@@ -338,7 +426,8 @@ def _plain(t: Tensor | None, dtype: torch.dtype) -> Tensor | None:
 def _enters(running: Running, dtype: torch.dtype) -> bool:
     """Whether the kernel can write these buffers itself."""
     mean, var = running.mean, running.var
-    return mean.dtype is dtype and var.dtype is dtype and mean.is_contiguous() and var.is_contiguous()
+    alike = mean.dtype is dtype and var.dtype is dtype and mean.shape == var.shape
+    return alike and mean.is_contiguous() and var.is_contiguous()
 
 
 def _running(running: Running | None) -> tuple[int, int, int, int, float, bool, bool]:

@@ -17,8 +17,8 @@ from evenly.core.partition import Partition
 from evenly.nn import check, exported
 from evenly.nn.layout import layout
 from evenly.nn.mask import mask_in_memory
-from evenly.nn.normalize import Call, Given, enter, normalize, plain
-from evenly.nn.plan import Plan, remembered
+from evenly.nn.normalize import Call, Given, enter, normalize, normalize_by_pair, plain
+from evenly.nn.plan import Plan, pair_for, remembered
 from evenly.nn.renorm import Renorm
 
 
@@ -100,10 +100,10 @@ def batch(
             return y
     ghosts, kept = (small.ghosts, running) if given is None else (1, None)
     mean = given[0] if given is not None else running.mean if running is not None else None
-    plan = remembered(_plan, x, weight, bias, mean, channel, ghosts, eps, given is None)
+    plan = remembered(_plan, x, weight, bias, mean, channel, ghosts, eps, given is None, extras.activation)
     if extras.residual is not None:
         x, extras = extras.with_input(x)
-    partition, channel, order, dense, uneven = plan
+    partition, channel, order, dense, uneven, pair = plan
     if given is None and group is None and partition.count == 1 and partition.channels:
         given, kept = _single(x, small.single, running)
     if uneven:
@@ -115,7 +115,11 @@ def batch(
         mask = mask_in_memory(mask, x, channel, order)
     if small.renorm is not None and given is None and kept is not None:
         weight, bias = small.renorm.affine(_moments(x, partition, mask, group), kept, eps, weight, bias)
-    call = Call(partition, eps, extras.activation, True, zeroes, group, inplace)
+    call = Call(partition, eps, extras.activation, True, zeroes, group, inplace, pair)
+    if given is not None and residual is None and mask is None:
+        y = normalize_by_pair(x, call, weight, bias, *given)
+        if y is not None:
+            return y
     statistics = None if given is None else _given(*given, eps, x)
     return normalize(x, call, weight, bias, residual, mask, statistics, kept if writes else None)
 
@@ -149,13 +153,15 @@ def _plan(
     ghosts: int,
     eps: float,
     training: bool,
+    activation: Activation,
 ) -> Plan:
     """How batch norm reads ``x``."""
     channel, ghosts = _door(x, weight, bias, mean, channel, ghosts, eps, training)
     uneven = ghosts if ghosts > 1 and x.shape[0] % ghosts else 0
     lies = layout(x, channel, samples_first=ghosts > 1)
     partition = Partition.of_batch(lies.shape, lies.channel, 1 if uneven else ghosts)
-    return Plan(partition, channel, lies.order, lies.dense, uneven)
+    pair = pair_for(x, partition, lies.dense, activation, eps)
+    return Plan(partition, channel, lies.order, lies.dense, uneven, pair)
 
 
 def _exported(
@@ -190,9 +196,10 @@ def _single(x: Tensor, policy: str, running: Running | None) -> tuple[tuple[Tens
 
 
 def _given(mean: Tensor, var: Tensor, eps: float, x: Tensor) -> Given:
-    """Given statistics in the type of statistics, as ``(1, channels)``."""
+    """Given statistics in the type of statistics, as ``(1, channels)``; a batch may be entered before backward."""
     dtype = reference.statistics_dtype(x.dtype)
-    return Given(mean.to(dtype).unsqueeze(0), torch.rsqrt(var.to(dtype) + eps).unsqueeze(0))
+    mean = mean.to(dtype, copy=torch.is_grad_enabled())
+    return Given(mean.unsqueeze(0), torch.rsqrt(var.to(dtype) + eps).unsqueeze(0))
 
 
 def _uneven(

@@ -14,10 +14,11 @@ from evenly.backends.running import Pending, Running
 from evenly.core import running as averages
 from evenly.core.activation import Activation
 from evenly.nn import check, lazy
-from evenly.nn.batch import Extras, Small, batch
+from evenly.nn.batch import Extras, batch
 from evenly.nn.fused import Fused
 from evenly.nn.held import held
 from evenly.nn.renorm import Renorm
+from evenly.nn.settled import settled
 from evenly.nn.sync import Processes, processes
 from evenly.nn.traced import leaf, traced
 from evenly.nn.tracked import Tracked
@@ -169,15 +170,16 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
         if self._checks_rank:
             self._check_input_dim(input)
-        extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
-        given, running = self._statistics()
+        extras, small, average = settled(self)
+        if residual is not None or mask is not None or activation is not None:
+            extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
+        given, running = self._statistics(average)
         return batch(
             input, held(self, "weight"), held(self, "bias"), self.eps, extras, given=given, running=running,
-            small=Small(self.single, self.ghosts, self.renorm), channel=self.channel, group=self._processes(),
-            inplace=self.inplace,
+            small=small, channel=self.channel, group=self._processes() if self.sync else None, inplace=self.inplace,
         )  # fmt: skip
 
-    def _statistics(self) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
+    def _statistics(self, average: averages.Average) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
         """The statistics to use, or the buffers to update: torch's three flags, read in one place."""
         mean, var = held(self, "running_mean"), held(self, "running_var")
         if mean is None or var is None:
@@ -186,7 +188,6 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             return (mean, var), None
         if not self.track_running_stats:
             return None, None
-        average = averages.average(self.average, self.momentum)
         batches, skipped = held(self, "num_batches_tracked"), self._buffers.get("skipped_batches")
         pending = self._pending() if self.accumulate > 1 else None
         return None, Running(
@@ -195,7 +196,7 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
 
     def _processes(self) -> Processes | None:
         """Those that share statistics in this call; None where there is nobody to share with."""
-        if not self.sync or not self.training or self.frozen:
+        if not self.training or self.frozen:
             return None
         found = processes(self.process_group)
         return found if found is None or self.single == "error" else replace(found, refuses_single=False)

@@ -84,7 +84,7 @@ def _gradients(
 ) -> tuple[Tensor | None, ...]:
     """What backward returns, by a backend's fused pair where there is one."""
     need_x, need_w, need_b, need_r = needs[:4]
-    partition, _, activation, centered, zero_masked, group, _ = call
+    partition, _, activation, centered, zero_masked, group, *_ = call
     zeroing = mask if zero_masked else None
     # Without an activation or zeroing dresidual is dy itself.
     own_residual = need_r and (activation.name is not None or zero_masked)
@@ -109,10 +109,58 @@ def _gradients(
     )  # fmt: skip
 
 
-# Outside of torch.func's transforms, where this path is never taken, Function.apply comes down to its base's, after
-# a look at every argument that takes a third of the time. Private to torch, so guarded: its own where there is none.
-_base = super(torch.autograd.Function, Normalize)
-apply: Callable[..., Tensor] = getattr(_base, "apply", Normalize.apply)
+class Alike(torch.autograd.Function):
+    """The same where the input is all that is saved, by the kernels' pair for calls that are alike."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        weight: Tensor | None,
+        bias: Tensor | None,
+        call: Call,
+        running: Running | None,
+        given: tuple[Tensor, Tensor] | None,
+    ) -> Tensor:
+        """The output; ``given`` are mean and variance of the channels."""
+        y: Tensor
+        if given is None:
+            y, mean, rstd = call.pair.forward(x, weight, bias, running)
+        else:
+            mean, var = given[0].clone(), given[1]  # a batch may be entered before backward reads it
+            rstd = torch.empty_like(mean)
+            y = call.pair.given(x, weight, bias, mean, var, rstd)
+        ctx.save_for_backward(x, weight, bias, mean, rstd)
+        ctx.kept = call, given is None
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        """The gradients of input, weight and bias."""
+        x, weight, bias, mean, rstd = ctx.saved_tensors
+        need_x, need_w, need_b = needs = ctx.needs_input_grad[:3]
+        call, measured = ctx.kept
+        if torch.is_grad_enabled():
+            given = None if measured else Given(mean.unsqueeze(0), rstd.unsqueeze(0))
+            return _differentiate(
+                dy, x, call, weight, bias, None, None, given, None, (*needs, False), None
+            )[:6]  # fmt: skip
+        dy = in_memory_order_of(x, dy)
+        dx, dweight, dbias = call.pair.backward(dy, x, weight, bias, mean, rstd, measured=measured, dx=need_x)
+        return dx, dweight if need_w else None, dbias if need_b else None, None, None, None
+
+
+def _applied(function: Any) -> Callable[..., Tensor]:
+    """``function.apply`` without its look at every argument, which takes a third of the time.
+
+    That look is for torch.func's transforms, where this path is never taken; else it comes down to
+    its base's ``apply``. Private to torch, so guarded: its own where there is none.
+    """
+    applied: Callable[..., Tensor] = getattr(super(torch.autograd.Function, function), "apply", function.apply)
+    return applied
+
+
+apply, apply_alike = _applied(Normalize), _applied(Alike)
 
 
 def _saves(

@@ -39,7 +39,7 @@ class Fused:
 
     def _activation(self, then: Activation | None = None) -> Activation:
         """The layer's own activation, unless the call brings one."""
-        return activation_of(self.activation, self.activation_args) if then is None else then
+        return activation_of(self.activation, tuple(self.activation_args)) if then is None else then
 
     def _set_affine(self, *, scale: bool, bias: bool, weight_init: float, bias_init: float) -> None:
         """Leave out weight or bias where not wanted, and start them elsewhere than at 1 and 0."""

@@ -35,6 +35,7 @@ class Call(NamedTuple):
         group: the processes that share statistics, or None. Anything with
             ``merge(moments) -> moments`` and ``add(sums) -> sums``.
         inplace: whether backward may restore the input from the output (see `evenly.nn.inplace`).
+        pair: the kernels' pair for calls like this one (`evenly.backends.cpu.Pair`), where it is known.
     """
 
     partition: Partition
@@ -44,6 +45,7 @@ class Call(NamedTuple):
     zero_masked: bool = False
     group: Any = None
     inplace: bool = False
+    pair: Any = None
 
 
 class Given(NamedTuple):
@@ -80,13 +82,12 @@ def normalize(
             residual = in_memory_order_of(x, residual)
         if running is not None and recomputing():
             running = None
-        if torch.is_grad_enabled() and (
-            x.requires_grad
-            or (weight is not None and weight.requires_grad)
-            or (bias is not None and bias.requires_grad)
-            or (residual is not None and residual.requires_grad)
-        ):
-            y: Tensor = eager.apply(x, weight, bias, residual, mask, given, call, running)
+        if _needs_gradients(x, weight, bias, residual):
+            y: Tensor
+            if residual is None and mask is None and given is None and _alike(x, call, weight, bias, running):
+                y = eager.apply_alike(x, weight, bias, call, running, None)
+            else:
+                y = eager.apply(x, weight, bias, residual, mask, given, call, running)
             return y
         return forward(x, call, weight, bias, residual, mask, given, running, keep=False)[0]
     if _in_graph() and call.group is None:
@@ -94,6 +95,44 @@ def normalize(
 
         return normalize_compiled(x, call, weight, bias, residual, mask, given, running)
     return differentiable(x, call, weight, bias, residual, mask, given, running)
+
+
+def normalize_by_pair(
+    x: Tensor, call: Call, weight: Tensor | None, bias: Tensor | None, mean: Tensor, var: Tensor
+) -> Tensor | None:
+    """`normalize` by given mean and variance of the channels, or None where the kernels' pair does not do it."""
+    pair = call.pair
+    if pair is None or call.inplace or not plain(x, weight, bias, mean, var):
+        return None
+    if backends.choose(x) is reference or not pair.takes(weight, bias, mean, var):
+        return None
+    y: Tensor
+    if not _needs_gradients(x, weight, bias):
+        y = pair.given(x, weight, bias, mean, var)
+    elif weight is None or not weight.requires_grad:  # the input need not be saved
+        return None
+    else:
+        y = eager.apply_alike(x, weight, bias, call, None, (mean, var))
+    return y
+
+
+def _needs_gradients(*tensors: Tensor | None) -> bool:
+    """Whether backward will be asked for any of them."""
+    if torch.is_grad_enabled():
+        for t in tensors:
+            if t is not None and t.requires_grad:
+                return True
+    return False
+
+
+def _alike(x: Tensor, call: Call, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> bool:
+    """Whether the kernels' pair for calls that are alike does this one."""
+    pair = call.pair
+    if pair is None or call.group is not None or call.inplace or not pair.takes(weight, bias):
+        return False
+    if running is not None and (running.pending is not None or not pair.takes(running.mean, running.var)):
+        return False
+    return backends.choose(x) is not reference
 
 
 def differentiable(
@@ -209,7 +248,7 @@ def forward(
     """``(y, moments, rstd, saved)`` by a backend's fused pair where there is one; ``spread`` asks for m2."""
     if steps is None:
         steps = backends.choose(x)
-    partition, eps, activation, centered, zero_masked, group, _ = call
+    partition, eps, activation, centered, zero_masked, group, *_ = call
     zeroing = mask if zero_masked else None
     if given is not None:
         y, saved = steps.normalize(

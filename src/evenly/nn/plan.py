@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from evenly import backends
+from evenly.core.activation import Activation
 from evenly.core.partition import Partition
 
 
@@ -25,6 +27,7 @@ class Plan(NamedTuple):
         order: the input's axes in memory order.
         dense: whether the input lies so; if not, it must be copied first.
         uneven: ghosts that do not divide the batch, which must be cut first; else 0.
+        pair: the kernels' pair for calls that are alike (`evenly.backends.cpu.Pair`), or None.
     """
 
     partition: Partition
@@ -32,6 +35,7 @@ class Plan(NamedTuple):
     order: tuple[int, ...]
     dense: bool
     uneven: int = 0
+    pair: Any = None
 
 
 def remembered(
@@ -51,7 +55,7 @@ def remembered(
     try:
         key = (
             find, x.shape, x.stride(), x.dtype, settings, None if weight is None else weight.shape,
-            None if bias is None else bias.shape, None if mean is None else mean.shape,
+            None if bias is None else bias.shape, None if mean is None else mean.shape, x.is_cpu,
         )  # fmt: skip
         plan = _PLANS.get(key)
     except (RuntimeError, TypeError):  # no strides (sparse), no shape (nested), a setting without a hash
@@ -62,6 +66,16 @@ def remembered(
             _PLANS.clear()
         _PLANS[key] = plan
     return plan
+
+
+def pair_for(
+    x: Tensor, partition: Partition, dense: bool, activation: Activation, eps: float, *, centered: bool = True
+) -> Any:
+    """The kernels' pair for inputs like ``x``, or None where there is none."""
+    if not dense or torch.compiler.is_compiling() or type(x) not in _PLAIN or not x.is_cpu:
+        return None
+    cpu = backends.import_cpu()
+    return None if cpu is None else cpu.pair(x, partition, activation, eps, centered=centered)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

@@ -8,12 +8,13 @@ import torch
 from torch import Tensor
 
 from evenly import backends
+from evenly.core.activation import Activation
 from evenly.core.partition import Partition
 from evenly.nn import check, exported
 from evenly.nn.batch import Extras
 from evenly.nn.layout import layout
 from evenly.nn.normalize import Call, normalize, plain
-from evenly.nn.plan import Plan, remembered
+from evenly.nn.plan import Plan, pair_for, remembered
 
 
 def layer(
@@ -60,14 +61,14 @@ def _rows(
         x, extras = extras.with_input(x)
         y = exported.row_norm(x, shape, weight, bias, eps, centered, channel)
         return exported.finish(y, extras.residual, extras.activation)
-    plan = remembered(_plan, x, weight, bias, None, shape, channel, norm)
+    plan = remembered(_plan, x, weight, bias, None, shape, channel, norm, eps, extras.activation)
     if extras.residual is not None:
         x, extras = extras.with_input(x)
     if centered and extras.residual is None and extras.activation.name is None and _short(x, weight, bias, channel):
         return exported.row_norm(x, shape, weight, bias, eps, centered, None)
     if not plan.dense:
         x = x.contiguous()
-    call = Call(plan.partition, eps, extras.activation, centered)
+    call = Call(plan.partition, eps, extras.activation, centered, pair=plan.pair)
     return normalize(x, call, _flat(weight), _flat(bias), extras.residual)
 
 
@@ -113,11 +114,14 @@ def _plan(
     shape: Sequence[int],
     channel: int | None,
     norm: str,
+    eps: float,
+    activation: Activation,
 ) -> Plan:
     channel = _door(x, weight, bias, shape, channel, norm)
     if channel is None:
-        partition = Partition.of_layer(x.shape, len(shape))
-        return Plan(partition, x.ndim - 1, tuple(range(x.ndim)), x.is_contiguous())
+        partition, dense = Partition.of_layer(x.shape, len(shape)), x.is_contiguous()
+        pair = pair_for(x, partition, dense, activation, eps, centered=norm == "layer_norm")
+        return Plan(partition, x.ndim - 1, tuple(range(x.ndim)), dense, pair=pair)
     sizes, at, order, dense = layout(x, channel)
     return Plan(Partition.of_channels(sizes, at), channel, order, dense)
 

@@ -7,13 +7,14 @@ from math import prod
 from torch import Tensor
 
 from evenly.backends.running import Running
+from evenly.core.activation import Activation
 from evenly.core.partition import Partition
 from evenly.nn import check, exported
 from evenly.nn.batch import Extras
 from evenly.nn.layout import layout
 from evenly.nn.mask import mask_in_memory
 from evenly.nn.normalize import Call, normalize
-from evenly.nn.plan import Plan, remembered
+from evenly.nn.plan import Plan, pair_for, remembered
 
 
 def instance(
@@ -32,7 +33,8 @@ def instance(
         x, extras = extras.with_input(x)
         y = exported.instance_norm(x, weight, bias, eps, running, channel)
         return exported.finish(y, extras.residual, extras.activation)
-    plan = remembered(_instance_plan, x, weight, bias, running.mean if running else None, channel, eps)
+    mean, activation = None if running is None else running.mean, extras.activation
+    plan = remembered(_instance_plan, x, weight, bias, mean, channel, eps, activation)
     return _planned(x, plan, weight, bias, eps, extras, running)
 
 
@@ -49,11 +51,18 @@ def _instance_door(
 
 
 def _instance_plan(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, channel: int, eps: float
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: Tensor | None,
+    channel: int,
+    eps: float,
+    activation: Activation,
 ) -> Plan:
     channel = _instance_door(x, weight, bias, mean, channel, eps)
     shape, at, order, dense = layout(x, channel, samples_first=True)
-    return Plan(Partition.of_instance(shape, at), channel, order, dense)
+    partition = Partition.of_instance(shape, at)
+    return Plan(partition, channel, order, dense, pair=pair_for(x, partition, dense, activation, eps))
 
 
 def group(
@@ -72,7 +81,8 @@ def group(
         x, extras = extras.with_input(x)
         y = exported.group_norm(x, groups, weight, bias, eps, channel)
         return exported.finish(y, extras.residual, extras.activation)
-    return _planned(x, remembered(_group_plan, x, weight, bias, None, channel, groups), weight, bias, eps, extras)
+    plan = remembered(_group_plan, x, weight, bias, None, channel, groups, eps, extras.activation)
+    return _planned(x, plan, weight, bias, eps, extras)
 
 
 def _group_door(x: Tensor, weight: Tensor | None, bias: Tensor | None, channel: int, groups: int) -> int:
@@ -87,10 +97,20 @@ def _group_door(x: Tensor, weight: Tensor | None, bias: Tensor | None, channel: 
     return channel
 
 
-def _group_plan(x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: None, channel: int, groups: int) -> Plan:
+def _group_plan(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    mean: None,
+    channel: int,
+    groups: int,
+    eps: float,
+    activation: Activation,
+) -> Plan:
     channel = _group_door(x, weight, bias, channel, groups)
     shape, at, order, dense = layout(x, channel, samples_first=True)
-    return Plan(Partition.of_group(shape, at, groups), channel, order, dense)
+    partition = Partition.of_group(shape, at, groups)
+    return Plan(partition, channel, order, dense, pair=pair_for(x, partition, dense, activation, eps))
 
 
 def _planned(
@@ -109,5 +129,5 @@ def _planned(
     activation, residual, mask, zero_masked = extras
     if mask is not None:
         mask = mask_in_memory(mask, x, plan.channel, plan.order)
-    call = Call(plan.partition, eps, activation, True, zero_masked)
+    call = Call(plan.partition, eps, activation, True, zero_masked, pair=plan.pair)
     return normalize(x, call, weight, bias, residual, mask, None, running)
