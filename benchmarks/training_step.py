@@ -5,7 +5,8 @@
 Both models start from the same weights, see the same batches and take turns, step by step; the
 ratio of their times is formed round by round. Their losses must agree, or no time is given: rounding,
 which training magnifies, drives them apart, so the judge is how far torch's own are driven apart by
-weights changed in their last bits. Peak memory is that of one step of each model in a process of its own.
+weights changed in their last bits. Beside them runs the same network without its norms and
+activations, which says how much faster a step could be at all. Peak memory is that of one step of each model in a process of its own.
 """
 
 from __future__ import annotations
@@ -84,12 +85,15 @@ def compare(name: str, rounds: int = ROUNDS) -> dict[str, Any]:
     """Times, losses and peak memory of one network, before and after."""
     model, batches = made(name)
     nudged = _nudged_losses(model, batches)
+    bare = _bare(copy.deepcopy(model))
     trainers = {"before": Trainer(model), "after": Trainer(evenly.convert(copy.deepcopy(model), fuse=True))}
+    trainers["bare"] = Trainer(bare)
     losses: dict[str, list[float]] = {which: [] for which in trainers}
     times: dict[str, list[float]] = {which: [] for which in trainers}
     for turn in range(rounds + 2):
-        order = list(trainers) if turn % 2 else list(trainers)[::-1]
-        for which in order:
+        names = list(trainers)
+        first = turn % len(names)
+        for which in names[first:] + names[:first]:
             start = perf_counter()
             losses[which].append(trainers[which](batches[turn % len(batches)]))
             if turn >= 2:  # the first steps warm allocators and caches
@@ -101,16 +105,29 @@ def compare(name: str, rounds: int = ROUNDS) -> dict[str, Any]:
                 f"{name}: at step {step} losses differ by {ours:.1e} of their value, "
                 f"torch's own with nudged weights by {own:.1e}: no times."
             )
-    ratios = [before / after for before, after in zip(times["before"], times["after"], strict=True)]
-    memory = {which: _peak(name, which) for which in trainers}
+    faster, free = (
+        [before / other for before, other in zip(times["before"], times[which], strict=True)]
+        for which in ("after", "bare")
+    )
+    memory = {which: _peak(name, which) for which in ("before", "after")}
     return {
         "seconds": {which: vars(Spread.of(values)) for which, values in times.items()},
-        "faster": vars(Spread.of(ratios)),
-        "losses": losses,
+        "faster": vars(Spread.of(faster)),
+        "faster_if_norms_were_free": vars(Spread.of(free)),
+        "losses": {which: losses[which] for which in ("before", "after")},
         "losses_differ_by": apart[-1],
         "nudged_losses_differ_by": allowed[-1],
         "peak_mib": memory,
     }
+
+
+def _bare(model: nn.Module) -> nn.Module:
+    """``model`` without its norms and activations, in place: what is left of a step when they cost nothing."""
+    for module in model.modules():
+        for name, child in module.named_children():
+            if isinstance(child, (nn.modules.batchnorm._BatchNorm, nn.ReLU, nn.ReLU6)):
+                setattr(module, name, nn.Identity())
+    return model
 
 
 def _nudged_losses(model: nn.Module, batches: list[Batch]) -> list[float]:
@@ -160,16 +177,17 @@ def _resident(field: str) -> float:
 def markdown(found: dict[str, Any]) -> str:
     """The table of a results file, for ``docs/benchmarks.md``."""
     lines = [
-        "| network | before, ms | after, ms | faster | peak memory, MiB | losses differ by | nudged, torch's own |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| network | before, ms | after, ms | faster | were norms free | peak memory, MiB | losses differ by "
+        "| nudged, torch's own |",
+        "|---|---:|---:|---:|---:|---:|---:|---:|",
     ]
     for name, row in found["rows"].items():
         before, after = (1000 * row["seconds"][which]["median"] for which in ("before", "after"))
-        faster = row["faster"]
+        faster, free = row["faster"], row["faster_if_norms_were_free"]["median"]
         memory = f"{row['peak_mib']['before']:.0f} → {row['peak_mib']['after']:.0f}"
         lines.append(
             f"| {name} | {before:.0f} | {after:.0f} | **{faster['median']:.2f}×** "
-            f"({faster['low']:.2f}–{faster['high']:.2f}) | {memory} | {row['losses_differ_by']:.0e} | "
+            f"({faster['low']:.2f}–{faster['high']:.2f}) | {free:.2f}× | {memory} | {row['losses_differ_by']:.0e} | "
             f"{row['nudged_losses_differ_by']:.0e} |"
         )
     return "\n".join(lines)
