@@ -4,7 +4,7 @@
 
 A tensor of one sample, 16 channels and 8×8 places is normalized forward and backward: by evenly, by torch's two
 operators, and beside them by a ReLU alone and by an autograd function that does nothing. Cold, 50 MiB are copied
-before each half, as a training step's convolutions would. Medians, in microseconds.
+before each half, as a training step's convolutions would. All take turns; medians, in microseconds.
 """
 
 from __future__ import annotations
@@ -48,22 +48,29 @@ def main() -> None:
         "a function that does nothing": (lambda: Empty.apply(x, weight, bias), (x, weight, bias)),
     }
     sweep, swept = torch.randn(50, 1 << 18), torch.empty(50, 1 << 18)
-    for state, steps in (("warm", 2000), ("cold", 100)):
+    for state, turns, steps in (("warm", 100, 50), ("cold", 40, 4)):
+        halves: dict[str, list[list[float]]] = {name: [[], []] for name in calls}
+        names = list(calls)
+        for turn in range(turns):
+            first = turn % len(names)
+            for name in names[first:] + names[:first]:
+                call, wanted = calls[name]
+                for step in range(steps):
+                    if state == "cold":
+                        swept.copy_(sweep)
+                    start = perf_counter()
+                    y = call()
+                    middle = perf_counter()
+                    if state == "cold":
+                        swept.copy_(sweep)
+                    again = perf_counter()
+                    torch.autograd.grad(y, wanted, dy)
+                    if step:  # the first of a turn follows another's
+                        halves[name][0].append(middle - start)
+                        halves[name][1].append(perf_counter() - again)
         print(f"{state:32} forward  backward")
-        for name, (call, wanted) in calls.items():
-            halves: list[list[float]] = [[], []]
-            for _ in range(steps):
-                if state == "cold":
-                    swept.copy_(sweep)
-                start = perf_counter()
-                y = call()
-                halves[0].append(perf_counter() - start)
-                if state == "cold":
-                    swept.copy_(sweep)
-                start = perf_counter()
-                torch.autograd.grad(y, wanted, dy)
-                halves[1].append(perf_counter() - start)
-            print(f"{name:32} {1e6 * median(halves[0]):7.0f}  {1e6 * median(halves[1]):8.0f}")
+        for name, (forward, backward) in halves.items():
+            print(f"{name:32} {1e6 * median(forward):7.0f}  {1e6 * median(backward):8.0f}")
 
 
 if __name__ == "__main__":

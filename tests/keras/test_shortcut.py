@@ -218,3 +218,29 @@ def test_phase_is_that_of_keras(argument: Any, caller: Any, monkeypatch: pytest.
         found.append(np.concatenate([*outer.norm.get_weights(), *later.get_weights()]))
 
     np.testing.assert_array_equal(*found)
+
+
+def test_input_that_seems_to_fit_fits() -> None:
+    """What the quick look at a specification lets pass, Keras's own does; what it does not like is Keras's to judge."""
+    from keras.src.layers.input_spec import assert_input_compatibility
+
+    from evenly.keras import shortcut
+
+    specs = [
+        keras.layers.InputSpec(ndim=2, axes={1: 5}),
+        keras.layers.InputSpec(ndim=3, axes={-1: 5}),
+        keras.layers.InputSpec(axes={1: None}),
+        keras.layers.InputSpec(min_ndim=3),
+        keras.layers.InputSpec(max_ndim=2),
+        keras.layers.InputSpec(dtype="float16"),
+        keras.layers.InputSpec(shape=(4, 5)),
+    ]
+    passed = 0
+    for spec in specs:
+        for shape in ((4, 5), (4, 6), (4, 5, 5), (4, 5, 6)):
+            if shortcut._fits(spec, ops.zeros(shape)):
+                passed += 1
+                assert_input_compatibility(spec, ops.zeros(shape), layer_name="norm")
+
+    assert passed == 6
+    assert not shortcut._fits(None, ops.zeros((4, 5)))

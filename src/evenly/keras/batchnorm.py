@@ -100,7 +100,7 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
                 ``axis``, ``(N,)``, or a shape that broadcasts to it.
         """
         y = on.batch(self, inputs, bool(training and self.trainable), mask)
-        return keras.ops.cast(y, self.compute_dtype)
+        return on.cast(y, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
         """Keras's, with evenly's arguments."""

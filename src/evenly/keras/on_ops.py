@@ -75,3 +75,8 @@ def _normalize(x: Any, mean: Any, rstd: Any, gamma: Any, beta: Any, axis: int) -
 def _along(vector: Any, x: Any, axis: int) -> Any:
     """A vector of one number per channel, shaped to broadcast to ``x``."""
     return ops.reshape(vector, [-1 if a == axis else 1 for a in range(len(x.shape))])
+
+
+def cast(y: Any, dtype: str) -> Any:
+    """``y`` in Keras's type of that name."""
+    return ops.cast(y, dtype)

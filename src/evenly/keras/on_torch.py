@@ -11,6 +11,7 @@ from torch import Tensor
 from evenly.backends.running import Running
 from evenly.core.moments import Moments
 from evenly.core.running import ema
+from evenly.keras import shortcut
 from evenly.keras.activation import split
 from evenly.keras.statistics import renormalize, spread, update
 from evenly.nn import functional
@@ -51,6 +52,11 @@ def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Te
     return y
 
 
+def cast(y: Tensor, dtype: str) -> Tensor:
+    """``y`` in Keras's type of that name."""
+    return y if shortcut.DTYPES.get(dtype) is y.dtype else ops.cast(y, dtype)
+
+
 def group(layer: Any, inputs: Tensor) -> Tensor:
     """``activation(gamma * (x - mean) / sqrt(var + epsilon) + beta)`` per sample and group of channels.
 
@@ -67,13 +73,12 @@ def group(layer: Any, inputs: Tensor) -> Tensor:
 
 
 def _given(layer: Any, x: Tensor, extras: Extras) -> Tensor:
-    given = (layer.moving_mean.value, layer.moving_variance.value)
-    weight, bias = _value(layer.gamma), _value(layer.beta)
-    return normalize(x, weight, bias, layer.epsilon, extras, given=given, channel=layer.axis)
+    weight, bias, mean, var = _values(layer, x)
+    return normalize(x, weight, bias, layer.epsilon, extras, given=(mean, var), channel=layer.axis)
 
 
 def _measured(layer: Any, x: Tensor, extras: Extras) -> Tensor:
-    mean, var = layer.moving_mean.value, layer.moving_variance.value
+    weight, bias, mean, var = _values(layer, x)
     writes = not (layer.renorm or recomputing())
     # In a stateless or symbolic scope Keras must see the update, not suffer it; else the kernel writes in place.
     aside = writes and in_stateless_scope()
@@ -81,7 +86,7 @@ def _measured(layer: Any, x: Tensor, extras: Extras) -> Tensor:
         mean, var = mean.detach().clone(), var.detach().clone()
     running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
     y = normalize(
-        x, _value(layer.gamma), _value(layer.beta), layer.epsilon, extras, running=running, writes=writes,
+        x, weight, bias, layer.epsilon, extras, running=running, writes=writes,
         small=_PASS._replace(renorm=_Corrections(layer)) if layer.renorm else _PASS,  # type: ignore[arg-type]
         channel=layer.axis, group=_group(layer, x),
     )  # fmt: skip
@@ -114,6 +119,14 @@ def _group(layer: Any, x: Tensor) -> Processes | None:
     """The processes to share statistics with; none while Keras only asks for shapes."""
     group = processes(None) if layer.synchronized and not x.is_meta else None
     return group if group is None else replace(group, refuses_single=False)
+
+
+def _values(layer: Any, x: Tensor) -> tuple[Tensor | None, Tensor | None, Tensor, Tensor]:
+    """Gamma, beta, moving mean and moving variance."""
+    gamma, beta, mean, var = layer.gamma, layer.beta, layer.moving_mean, layer.moving_variance
+    if shortcut.bare(x) and mean._value is not None and var._value is not None:
+        return gamma if gamma is None else gamma._value, beta if beta is None else beta._value, mean._value, var._value
+    return _value(gamma), _value(beta), mean.value, var.value
 
 
 def _value(variable: Any) -> Tensor | None:

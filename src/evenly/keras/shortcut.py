@@ -33,7 +33,7 @@ except ImportError:
     known = False
 
 _LAYER_CALL, _MODULE_CALL = keras.layers.Layer.__call__, Module.__call__
-_DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 def open_to(layer: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> bool:
@@ -76,15 +76,36 @@ def _plain(layer: Any, x: Tensor) -> bool:
         layer._called
         and layer.built
         and type(policy) is keras.DTypePolicy  # neither quantized nor a map
-        and _DTYPES.get(policy.compute_dtype) is x.dtype
+        and DTYPES.get(policy.compute_dtype) is x.dtype
         and layer._call_context_args == _TRAINING
         and layer.activity_regularizer is None
         and layer._remat_mode is None
         and fusible(layer.activation)  # a function of the user's may fail, and Keras tells with which arguments
     ):
         return False
-    layer._assert_input_compatibility(x)
+    if not _fits(layer.input_spec, x):
+        layer._assert_input_compatibility(x)
     return True
+
+
+def _fits(spec: Any, x: Tensor) -> bool:
+    """Whether the input is plainly what a norm's specification asks for; if not, Keras's own look at it decides."""
+    if type(spec) is not keras.layers.InputSpec or spec.dtype is not None or spec.shape is not None:
+        return False
+    if spec.min_ndim is not None or spec.max_ndim is not None or spec.ndim not in (None, x.ndim):
+        return False
+    shape = x.shape
+    return all(size is None or shape[axis] == size for axis, size in spec.axes.items())
+
+
+def bare(x: Tensor) -> bool:
+    """Whether a variable's value is the tensor that it holds: nothing collects, casts or only asks for shapes."""
+    return (
+        known
+        and not x.is_meta
+        and get_global_attribute("stateless_scope") is None
+        and get_global_attribute("autocast_scope") is None
+    )
 
 
 _TRAINING = {"training"}
