@@ -6,7 +6,8 @@ Both models start from the same weights, see the same batches and take turns, st
 ratio of their times is formed round by round. Their losses must agree, or no time is given: rounding,
 which training magnifies, drives them apart, so the judge is how far torch's own are driven apart by
 weights changed in their last bits. Beside them runs the same network without its norms and
-activations, which says how much faster a step could be at all. Peak memory is that of one step of each model in a process of its own.
+activations, which says how much faster a step could be at all. Peak memory is that of one step of each
+model in a process of its own.
 """
 
 from __future__ import annotations
