@@ -29,6 +29,11 @@ def forced() -> bool:
     return _forced != "auto"
 
 
+def reference_alone() -> bool:
+    """Whether the reference was asked for, whatever else there is."""
+    return _forced == "reference"
+
+
 def import_cpu() -> ModuleType | None:
     """The CPU backend, or None where its extension was not built."""
     global _cpu, _cpu_looked_for

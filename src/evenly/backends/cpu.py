@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evenly import _cpu
 from evenly.backends import composed, reference
-from evenly.backends.pool import Pool, default_limit
+from evenly.backends.pool import SMALLEST, Pool, default_limit
 from evenly.backends.reference import Sums
 from evenly.backends.running import Running, update
 from evenly.core.activation import Activation
@@ -171,7 +171,7 @@ class Pair:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, mean, rstd)``."""
         mean = x.new_empty(self._sets, dtype=self._dtype)
-        y, rstd = pool.empty_like(x), torch.empty_like(mean)
+        y, rstd = torch.empty_like(x) if x.nbytes < SMALLEST else pool.empty_like(x), torch.empty_like(mean)
         self._pair.forward(
             x.data_ptr(), 0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), torch.get_num_threads(), *_running(running),
@@ -209,7 +209,7 @@ class Pair:
         dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """``(dx, dweight, dbias)``; dx where it is asked for."""
-        dx_ = pool.empty_like(x) if dx else None
+        dx_ = None if not dx else torch.empty_like(x) if x.nbytes < SMALLEST else pool.empty_like(x)
         dweight = mean.new_empty(self._channels)
         dbias = torch.empty_like(dweight)
         self._pair.backward(
@@ -434,6 +434,8 @@ def _running(running: Running | None) -> tuple[int, int, int, int, float, bool, 
     if running is None:
         return 0, 0, 0, 0, 0.0, True, True
     mean, var, average, batches, skipped, unbiased, skip_nonfinite, _ = running
-    seen = 1 if batches is None or isinstance(average, Constant) else int(batches) + 1
-    factor = average(seen)
-    return mean.data_ptr(), var.data_ptr(), _at(batches), _at(skipped), factor, unbiased, skip_nonfinite
+    factor = average.weight if type(average) is Constant else average(1 if batches is None else int(batches) + 1)
+    return (
+        mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
+        0 if skipped is None else skipped.data_ptr(), factor, unbiased, skip_nonfinite,
+    )  # fmt: skip

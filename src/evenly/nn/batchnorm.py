@@ -166,7 +166,7 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             mask: which positions count, or how much (see `evenly.functional.batch_norm`).
             activation: for this call, in place of the layer's own.
         """
-        if traced(input):
+        if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
         if self._checks_rank:
             self._check_input_dim(input)

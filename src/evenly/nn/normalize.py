@@ -84,7 +84,7 @@ def normalize(
             running = None
         if _needs_gradients(x, weight, bias, residual):
             y: Tensor
-            if residual is None and mask is None and given is None and _alike(x, call, weight, bias, running):
+            if residual is None and mask is None and given is None and _alike(call, weight, bias, running):
                 y = eager.apply_alike(x, weight, bias, call, running, None)
             else:
                 y = eager.apply(x, weight, bias, residual, mask, given, call, running)
@@ -104,7 +104,7 @@ def normalize_by_pair(
     pair = call.pair
     if pair is None or call.inplace or not plain(x, weight, bias, mean, var):
         return None
-    if backends.choose(x) is reference or not pair.takes(weight, bias, mean, var):
+    if backends.reference_alone() or not pair.takes(weight, bias, mean, var):
         return None
     y: Tensor
     if not _needs_gradients(x, weight, bias):
@@ -125,14 +125,14 @@ def _needs_gradients(*tensors: Tensor | None) -> bool:
     return False
 
 
-def _alike(x: Tensor, call: Call, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> bool:
+def _alike(call: Call, weight: Tensor | None, bias: Tensor | None, running: Running | None) -> bool:
     """Whether the kernels' pair for calls that are alike does this one."""
     pair = call.pair
-    if pair is None or call.group is not None or call.inplace or not pair.takes(weight, bias):
+    if pair is None or call.group is not None or call.inplace or backends.reference_alone():
         return False
-    if running is not None and (running.pending is not None or not pair.takes(running.mean, running.var)):
-        return False
-    return backends.choose(x) is not reference
+    if running is None:
+        return bool(pair.takes(weight, bias))
+    return running.pending is None and bool(pair.takes(weight, bias, running.mean, running.var))
 
 
 def differentiable(
