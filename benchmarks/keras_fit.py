@@ -5,11 +5,10 @@
 A model of ``DEPTH`` blocks "norm, ReLU" is fitted with Keras's layers, with evenly's beside a ReLU,
 with evenly's that apply the ReLU themselves, with layers that have a norm's weights and do nothing,
 and without norms. The time of one norm is that of a step, less that of the step without, over
-``DEPTH``; that of the layer that does nothing is what Keras, autograd and the optimizer take for any
-layer with these weights that is called in Keras's way, whatever it computes. Each round fits all
-five, in rotating order, and gives one ratio; printed are the median of the rounds and their
-quartiles. A model whose losses disagree with Keras's is not timed, and one whose weights disagree
-after it is not reported.
+``DEPTH``; that of the layer that does nothing is what autograd and the optimizer take for any
+layer with these weights, whatever it computes. Each round fits all five, in rotating order, and
+gives one ratio; printed are the median of the rounds and their quartiles. A model whose losses
+disagree with Keras's is not timed, and one whose weights disagree after it is not reported.
 ``--shapes`` measures some of the shapes; the file's rows of the others stay.
 """
 
@@ -69,7 +68,11 @@ class Untouched(torch.autograd.Function):
 
 
 class Nothing(layers.BatchNormalization):
-    """A layer with a norm's weights that does nothing."""
+    """A layer with a norm's weights that does nothing, nor has Keras look around it: what no norm can be without."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """`call` at once, where the layer is built."""
+        return self.call(args[0]) if self.built else super().__call__(*args, **kwargs)
 
     def call(self, inputs: Any, training: bool | None = None, mask: Any = None) -> Any:
         """The input."""

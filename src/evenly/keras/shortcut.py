@@ -2,7 +2,7 @@
 
 `keras.layers.Layer.__call__` looks for much that is unusual before it comes to ``call``: inputs to
 convert, masks, a graph to build, hooks, losses, another type or place to compute in; on a small
-input that takes longer than the norm (`benchmarks/keras_fit.py`, the layer that does nothing).
+input that takes longer than the norm.
 `open_to` asks for all of these at once; where the answer to each is no, all that is left of Keras's
 call is ``call`` itself.
 
