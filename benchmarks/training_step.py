@@ -85,7 +85,7 @@ def made(name: str) -> tuple[nn.Module, list[Batch]]:
 def compare(name: str, rounds: int = ROUNDS) -> dict[str, Any]:
     """Times, losses and peak memory of one network, before and after."""
     model, batches = made(name)
-    nudged = _nudged_losses(model, batches)
+    nudged = _nudged_losses(model, batches, min(JUDGED, rounds + 2))
     bare = _bare(copy.deepcopy(model))
     trainers = {"before": Trainer(model), "after": Trainer(evenly.convert(copy.deepcopy(model), fuse=True))}
     trainers["bare"] = Trainer(bare)
@@ -131,20 +131,20 @@ def _bare(model: nn.Module) -> nn.Module:
     return model
 
 
-def _nudged_losses(model: nn.Module, batches: list[Batch]) -> list[float]:
+def _nudged_losses(model: nn.Module, batches: list[Batch], steps: int) -> list[float]:
     """The first losses of ``model``, which is left alone, from weights a little off."""
     model = copy.deepcopy(model)
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 + NUDGE * torch.randn_like(parameter))
     train = Trainer(model)
-    return [train(batches[turn % len(batches)]) for turn in range(JUDGED)]
+    return [train(batches[turn % len(batches)]) for turn in range(steps)]
 
 
 def _apart(one: list[float], other: list[float]) -> list[float]:
     """How far two losses have been apart, in parts of their value, after each of the judged steps."""
     every = [abs(a - b) / abs(a) for a, b in zip(one[:JUDGED], other[:JUDGED], strict=True)]
-    return [max(every[: step + 1]) for step in range(JUDGED)]
+    return [max(every[: step + 1]) for step in range(len(every))]
 
 
 def _peak(name: str, which: str) -> float:

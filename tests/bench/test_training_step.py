@@ -24,10 +24,21 @@ def test_both_models_take_the_same_steps() -> None:
     assert len(found["losses"]["before"]) == len(found["losses"]["after"]) == 5
     assert found["losses"]["before"][0] != found["losses"]["before"][2]  # it trains
     assert found["losses_differ_by"] < 1e-4
-    assert set(found["seconds"]) == set(found["peak_mib"]) == {"before", "after"}
+    assert set(found["peak_mib"]) == {"before", "after"}
+    assert set(found["seconds"]) == {"before", "after", "bare"}
+    assert found["nudged_losses_differ_by"] < 1e-4
     table = training_step.markdown({"rows": {"small": found}}).splitlines()
     assert len(table) == 3
     assert table[2].startswith("| small | ")
+
+
+def test_the_bare_network_has_neither_norms_nor_activations() -> None:
+    """What is left are its other layers, with their weights."""
+    bare = training_step._bare(networks.resnet18())
+    kinds = {type(module).__name__ for module in bare.modules()}
+
+    assert not kinds & {"BatchNorm2d", "ReLU"}
+    assert {"Conv2d", "Linear", "Identity"} <= kinds
 
 
 def test_a_wrong_conversion_gets_no_times(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -41,5 +52,5 @@ def test_a_wrong_conversion_gets_no_times(monkeypatch: pytest.MonkeyPatch) -> No
         return model
 
     monkeypatch.setattr(evenly, "convert", wrong)
-    with pytest.raises(SystemExit, match=r"small: losses differ by .* no times"):
+    with pytest.raises(SystemExit, match=r"small: at step \d losses differ by .* no times"):
         training_step.compare("small", rounds=1)
