@@ -11,6 +11,7 @@ import os
 from collections import defaultdict, deque
 from collections.abc import Callable, Sequence
 from threading import Lock
+from typing import NamedTuple
 
 import torch
 from torch import Tensor, UntypedStorage
@@ -20,6 +21,14 @@ HUGE_PAGE = 2 << 20  # bytes; a smaller block cannot lie on one
 
 # Private to torch, so its absence is provided for: without it nothing is pooled.
 _use_count: Callable[[int], int] | None = getattr(torch._C, "_storage_Use_Count", None)
+
+
+class Block(NamedTuple):
+    """A storage, where it was when it was kept, and what asks for its use count."""
+
+    storage: UntypedStorage
+    address: int
+    handle: int
 
 
 class Pool:
@@ -34,7 +43,7 @@ class Pool:
         self.limit = limit
         self.kept = 0
         self._advise = advise
-        self._blocks: defaultdict[int, deque[tuple[UntypedStorage, int]]] = defaultdict(deque)
+        self._blocks: defaultdict[int, deque[Block]] = defaultdict(deque)
         self._lock = Lock()
 
     def empty_like(self, x: Tensor) -> Tensor:
@@ -72,13 +81,16 @@ class Pool:
         blocks = self._blocks.get(size)
         if not blocks:
             return None
+        count: Callable[[int], int] = _use_count  # type: ignore[assignment]  # empty_like made sure of it
         for _ in range(len(blocks)):
-            storage, address = blocks.popleft()
-            if storage.nbytes() != size or storage.data_ptr() != address:  # resized, or moved to shared memory
+            storage, address, handle = blocks[0]
+            if count(handle) != 1:
+                blocks.rotate(-1)
+            elif storage.nbytes() != size or storage.data_ptr() != address:  # resized, or moved to shared memory
+                blocks.popleft()
                 self.kept -= size
-                continue
-            blocks.append((storage, address))
-            if _use_count(storage._cdata) == 1:  # type: ignore[misc]  # empty_like made sure of it
+            else:
+                blocks.rotate(-1)
                 return storage
         return None
 
@@ -88,7 +100,7 @@ class Pool:
             self._advise(storage.data_ptr(), size)
         with self._lock:
             if self._make_room(size):
-                self._blocks[size].append((storage, storage.data_ptr()))
+                self._blocks[size].append(Block(storage, storage.data_ptr(), storage._cdata))
                 self.kept += size
         return y
 
@@ -99,11 +111,11 @@ class Pool:
             for _ in range(len(blocks)):
                 if self.kept + size <= self.limit:
                     return True
-                storage, address = blocks.popleft()
-                if _use_count(storage._cdata) == 1:  # type: ignore[misc]
+                block = blocks.popleft()
+                if _use_count(block.handle) == 1:  # type: ignore[misc]
                     self.kept -= other
                 else:
-                    blocks.append((storage, address))
+                    blocks.append(block)
         return self.kept + size <= self.limit
 
 
