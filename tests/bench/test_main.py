@@ -46,12 +46,16 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, monkeypatch: pyt
         (["--picture", "x.gif"], "a picture is .svg or .png"),
     ],
 )
-def test_wrong_use_is_one_line_and_status_2(options: list[str], message: str) -> None:
-    """Refused before anything is measured."""
+def test_wrong_use_is_one_line_and_status_2(
+    options: list[str], message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Refused before anything is measured, and no file is left."""
+    monkeypatch.chdir(tmp_path)
     result = CliRunner().invoke(main, ["bench", *options])
     assert result.exit_code == 2
     assert message in result.output
     assert len(result.output.strip().splitlines()) == 1
+    assert not list(tmp_path.iterdir())
 
 
 def test_quick_takes_small_batches_and_few_rounds() -> None:

@@ -62,10 +62,15 @@ def test_absent_packages_say_what_to_install(monkeypatch: pytest.MonkeyPatch, tm
 
 def test_ctrl_c_ends_cleanly_and_the_next_run_goes_on(tmp_path: Path) -> None:
     """Ctrl-C, which reaches every process of the terminal, keeps finished cells: status 130, no traceback."""
-    words = [sys.executable, "-m", "evenly.cli", "lab", "inference", "--jobs", "2", "--out", str(tmp_path)]
+    # A terminal's process minds Ctrl-C; one that the tests start in the background would not. Set by the process
+    # itself: to run code between fork and exec is more than other people's threads (JAX's) allow.
+    minding = (
+        "import runpy, signal, sys; signal.signal(signal.SIGINT, signal.default_int_handler); "
+        "sys.argv[0] = 'evenly'; runpy.run_module('evenly.cli', run_name='__main__')"
+    )
+    words = [sys.executable, "-c", minding, "lab", "inference", "--jobs", "2", "--out", str(tmp_path)]
     started = subprocess.Popen(
-        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        words, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )  # fmt: skip
     cells = tmp_path / "cells" / "inference"
     while not list(cells.glob("*.json")) and started.poll() is None:

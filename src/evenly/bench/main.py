@@ -76,13 +76,16 @@ def plan(
 
 
 def _refuse_unwritable(file: Path | None) -> None:
-    """Find out before measuring for minutes, by opening the file; what it holds stays."""
+    """Find out before measuring for minutes, by opening the file; what it holds stays, and no empty one is left."""
     if file is None:
         return
+    new = not file.exists()
     try:
         file.open("ab").close()
     except OSError as error:
         raise ValueError(f"cannot write {file}: {error.strerror}.") from None
+    if new:
+        file.unlink()
 
 
 def carry_out(plan: Plan, console: Console | None = None) -> results.Results:
