@@ -133,8 +133,8 @@ bool backward(i64 outer, i64 batch, i64 group, i64 inner, i64 channels, i64 stri
     return true;
 }
 
-// The two halves for calls that differ in addresses alone: statistics are measured, and there is nothing
-// but weight and bias. What such calls share is converted once.
+// The two halves for calls that differ in addresses alone: there is nothing but weight and bias. What such
+// calls share is converted once.
 struct Pair {
     i64 outer, batch, group, inner, channels, stride;
     int dtype, kind;

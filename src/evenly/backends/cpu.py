@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evenly import _cpu
 from evenly.backends import composed, reference
-from evenly.backends.pool import SMALLEST, Pool, default_limit
+from evenly.backends.pool import Pool, default_limit
 from evenly.backends.reference import Sums
 from evenly.backends.running import Running, update
 from evenly.core.activation import Activation
@@ -171,7 +171,7 @@ class Pair:
     ) -> tuple[Tensor, Tensor, Tensor]:
         """``(y, mean, rstd)``."""
         mean = x.new_empty(self._sets, dtype=self._dtype)
-        y, rstd = torch.empty_like(x) if x.nbytes < SMALLEST else pool.empty_like(x), torch.empty_like(mean)
+        y, rstd = pool.empty_like(x), torch.empty_like(mean)
         self._pair.forward(
             x.data_ptr(), 0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr(),
             y.data_ptr(), mean.data_ptr(), rstd.data_ptr(), torch.get_num_threads(), *_running(running),
@@ -209,7 +209,7 @@ class Pair:
         dx: bool,
     ) -> tuple[Tensor | None, Tensor, Tensor]:
         """``(dx, dweight, dbias)``; dx where it is asked for."""
-        dx_ = None if not dx else torch.empty_like(x) if x.nbytes < SMALLEST else pool.empty_like(x)
+        dx_ = pool.empty_like(x) if dx else None
         dweight = mean.new_empty(self._channels)
         dbias = torch.empty_like(dweight)
         self._pair.backward(

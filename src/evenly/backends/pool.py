@@ -49,7 +49,7 @@ class Pool:
     def empty_like(self, x: Tensor) -> Tensor:
         """An uninitialised tensor of ``x``'s shape, strides and type; ``x`` is dense."""
         size = x.nbytes
-        if not self._pools(size):
+        if size < SMALLEST or not self._pools(size):  # most calls are small, and end here
             return torch.empty_like(x)
         return self._take(size, x.dtype, x.shape, x.stride())
 

@@ -1,10 +1,9 @@
 """A layer's call on Keras's torch backend, without the work around it where there is none to do.
 
 `keras.layers.Layer.__call__` looks for much that is unusual before it comes to ``call``: inputs to
-convert, masks, a graph to build, hooks, losses, another type or place to compute in; on a small
-input that takes longer than the norm.
-`open_to` asks for all of these at once; where the answer to each is no, all that is left of Keras's
-call is ``call`` itself.
+convert, masks, a graph to build, hooks, losses, another type or place to compute in. `open_to` asks
+for all of these at once; where the answer to each is no, all that is left of Keras's call is
+``call`` itself.
 
 Each question stands for a step of `Layer.__call__`, `torch.nn.Module.__call__` or
 `Operation.__call__` as of the versions of Keras that `READ` names. On any other the way is
