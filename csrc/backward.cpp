@@ -95,7 +95,7 @@ struct Walker {
     template <class Affine>
     void sum_masked(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
         A g[kTile], d[kTile], a1 = 0, a2 = 0;
-        masked(k, n, affine, g, d);
+        masked(k, n, at_each(affine), g, d);
 #pragma omp simd reduction(+ : a1, a2)
         for (i64 i = 0; i < n; ++i) a1 += g[i], a2 = fma(g[i], d[i], a2);
         g_all += a1;
@@ -110,7 +110,7 @@ struct Walker {
                 slope_add(dy + k, x + k, n, affine, slopes, ahead, g_each, gd_each);
             });
         A g[kTile], d[kTile];
-        masked(k, n, affine, g, d);
+        masked(k, n, at_each(affine), g, d);
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) g_each[i] += g[i], gd_each[i] = fma(g[i], d[i], gd_each[i]);
     }
@@ -119,7 +119,8 @@ struct Walker {
     template <class Affine>
     void input(i64 k, i64 n, const Affine& affine, const Ahead& ahead) const {
         if (f.zeroes || f.weighs || dx == nullptr || (dresidual && !f.measured)) {
-            for (i64 i = 0; i < n; i += kTile) input_apart(k + i, std::min(kTile, n - i), affine.from(i));
+            for (i64 i = 0; i < n; i += kTile)
+                input_apart(k + i, std::min(kTile, n - i), at_each(affine).from(i));
             return;
         }
         with_slopes(k, [&](const auto& slopes) {
@@ -137,7 +138,7 @@ struct Walker {
     template <class Affine>
     void input_apart(i64 k, i64 n, const Affine& affine) const {
         A g[kTile], d[kTile];
-        masked(k, n, affine, g, d);
+        masked(k, n, at_each(affine), g, d);
         for (i64 i = 0; dresidual && i < n; ++i) store(dresidual + k + i, g[i]);
         if (dx == nullptr) return;
         A buffer[kTile];
@@ -149,17 +150,20 @@ struct Walker {
     }
 
     // The same for a tile of columns.
-    void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Columns<A>& affine,
-                   A* g_each, A* gd_each) const {
+    template <class Affine>
+    void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Affine& affine, A* g_each,
+                   A* gd_each) const {
         for (i64 r = row; r < row + rows; ++r)
             add(block.base + r * block.pitch + column, n, affine, block.ahead(n, r + 1 < row + rows), g_each,
                 gd_each);
     }
 
-    void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n,
-                     const Columns<A>& affine) const {
+    template <class Affine>
+    void input_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Affine& affine,
+                     const Coming& coming) const {
         for (i64 r = row; r < row + rows; ++r)
-            input(block.base + r * block.pitch + column, n, affine, block.ahead(n, r + 1 < row + rows));
+            input(block.base + r * block.pitch + column, n, affine,
+                  coming.ahead(r, n, block.ahead(n, r + 1 < row + rows)));
     }
 
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
@@ -221,20 +225,20 @@ struct Walker {
     void planes() const;
     void columns() const;
     void rows() const;
-    void sum_planes(i64 o, Range groups, const PlaneShare&, const Sums& sums) const;
-    void input_planes(i64 o, Range groups, const PlaneShare&) const;
+    void sum_planes(const Slab&, const PlaneShare&, const Sums& sums) const;
+    void input_planes(const Slab&, const PlaneShare&, const Coming&) const;
     void row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_each) const;
 };
 
 template <class T>
-void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const Sums& sums) const {
-    const i64 channels_per_set = p.inner / p.stride, length = share.inner.end - share.inner.begin;
-    const bool apart = is_short<T>((groups.end - groups.begin) * length);
+void Walker<T>::sum_planes(const Slab& slab, const PlaneShare& share, const Sums& sums) const {
+    const i64 channels_per_set = p.inner / p.stride;
+    const bool apart = is_short<T>(share.row(slab));
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         const i64 next = b + 1 < share.batch.end ? p.row() : 0;
-        for (i64 g = groups.begin; g < groups.end; ++g) {
-            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
-            const i64 first = base / p.stride % p.channels, slot = (g - groups.begin) * channels_per_set;
+        for (i64 i = 0; i < slab.size(); ++i) {
+            const i64 set = slab.outer * p.group + slab.groups.begin + i, slot = i * channels_per_set;
+            const i64 base = slab.base + b * p.row() + i * p.inner, first = base / p.stride % p.channels;
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
@@ -246,17 +250,17 @@ void Walker<T>::sum_planes(i64 o, Range groups, const PlaneShare& share, const S
 }
 
 template <class T>
-void Walker<T>::input_planes(i64 o, Range groups, const PlaneShare& share) const {
+void Walker<T>::input_planes(const Slab& slab, const PlaneShare& share, const Coming& coming) const {
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
-        for (i64 g = groups.end - 1; g >= groups.begin; --g) {
-            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
-            const i64 first = base / p.stride % p.channels;
+        for (i64 i = slab.size() - 1; i >= 0; --i) {
+            const i64 set = slab.outer * p.group + slab.groups.begin + i;
+            const i64 base = slab.base + b * p.row() + i * p.inner, first = base / p.stride % p.channels;
             const Shared s = shared(set);
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c),
                                     s.p, s.q};
-                input(k, length, affine, {0, 0});
+                input(k, length, affine, coming.ahead(b - share.batch.begin, length, {}));
             });
         }
     }
@@ -266,8 +270,7 @@ template <class T>
 void Walker<T>::planes() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 3 : 2);
     const PlaneTasks tasks = plane_tasks(p, sizeof(T), element, f.threads);
-    const i64 channels_per_set = p.inner / p.stride;
-    const i64 slots = (tasks.teams ? p.sets() : tasks.group_size) * channels_per_set;
+    const i64 channels_per_set = p.inner / p.stride, slots = tasks.group_size * channels_per_set;
     const i64 partials = p.outer * p.channels;
     Arena arena{scratch(2 * (Arena::size_of<double>(partials) + f.threads * Arena::size_of<double>(slots)))};
     const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
@@ -277,47 +280,36 @@ void Walker<T>::planes() const {
         double* g = own.take<double>(slots);
         return Sums{g, own.take<double>(slots)};
     };
-    i64 next = 0;
+    i64 taken = 0;
     parallel(f.threads, [&](const Team& team) {
+        const Team alone;
+        const Team& sharing = tasks.teams ? team : alone;
+        const PlaneShare share(p, sharing);
         const Sums mine = sums_of(team.index);
-        if (tasks.teams) {
-            const PlaneShare share(p, team);
-            if (f.sum) mine.clear(slots);
-            for (i64 set = 0; set < p.sets(); ++set) {
-                const i64 o = set / p.group, g = set % p.group, slot = set * channels_per_set;
-                if (f.sum) {
-                    sum_planes(o, {g, g + 1}, share, {mine.g + slot, mine.gd + slot});
-                    team.barrier();
-                    if (team.index == 0) {
-                        for (int t = 1; t < team.size; ++t) {
-                            const Sums other = sums_of(t);
-                            for (i64 i = slot; i < slot + channels_per_set; ++i)
-                                mine.g[i] += other.g[i], mine.gd[i] += other.gd[i];
-                        }
-                        finish(set, g * channels_per_set, channels_per_set, mine.g + slot, mine.gd + slot,
-                               partial);
-                    }
-                    team.barrier();
+        const auto sum = [&](const Slab& slab) {
+            mine.clear(slots);
+            sum_planes(slab, share, mine);
+            sharing.barrier();
+            if (sharing.index == 0) {
+                for (int t = 1; t < sharing.size; ++t) {
+                    const Sums other = sums_of(t);
+                    for (i64 i = 0; i < slots; ++i) mine.g[i] += other.g[i], mine.gd[i] += other.gd[i];
                 }
-                if (f.input) input_planes(o, {g, g + 1}, share);
-            }
-        } else {
-            const PlaneShare whole(p, Team{});
-            for (i64 task = take(&next); task < tasks.count; task = take(&next)) {
-                const i64 o = task / tasks.per_outer, first = task % tasks.per_outer * tasks.group_size;
-                const Range groups{first, std::min(first + tasks.group_size, p.group)};
-                if (f.sum) {
-                    mine.clear(slots);
-                    sum_planes(o, groups, whole, mine);
-                    for (i64 g = groups.begin; g < groups.end; ++g) {
-                        const i64 slot = (g - first) * channels_per_set;
-                        finish(o * p.group + g, g * channels_per_set, channels_per_set, mine.g + slot,
-                               mine.gd + slot, partial);
-                    }
+                for (i64 i = 0; i < slab.size(); ++i) {
+                    const i64 g = slab.groups.begin + i, slot = i * channels_per_set;
+                    finish(slab.outer * p.group + g, g * channels_per_set, channels_per_set, mine.g + slot,
+                           mine.gd + slot, partial);
                 }
-                if (f.input) input_planes(o, groups, whole);
             }
-        }
+            sharing.barrier();
+        };
+        for_tasks(tasks.count, tasks.teams, team, &taken, [&](i64 task, i64 next) {
+            const Slab slab(p, tasks, task);
+            if (f.sum) sum(slab);
+            if (!f.input) return;
+            const i64 to = f.sum && next < tasks.count ? Slab(p, tasks, next).base : slab.base;
+            input_planes(slab, share, {slab.base, to, share.row(slab) * element});
+        });
         if (streams) fence();
         if (f.sum) {
             team.barrier();
@@ -339,7 +331,7 @@ void Walker<T>::columns() const {
     const Sums partial{arena.take<double>(partials), arena.take<double>(partials)};
     Sums* parts = arena.take<Sums>(f.threads);
     char* memory = arena.at;
-    i64 next = 0;
+    i64 taken = 0;
     parallel(f.threads, [&](const Team& team) {
         Arena own{memory + team.index * each};
         Sums& mine = parts[team.index];
@@ -354,7 +346,9 @@ void Walker<T>::columns() const {
             alignas(kLine) A g[kTile], gd[kTile];
             std::fill(g, g + n, A(0));
             std::fill(gd, gd + n, A(0));
-            add_block(block, row, rows, column, n, affine.from(column), g, gd);
+            with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {
+                add_block(block, row, rows, column, n, constants, g, gd);
+            });
             if (p.stride == 1) {
 #pragma omp simd
                 for (i64 c = 0; c < n; ++c) mine.g[column + c] += g[c], mine.gd[column + c] += gd[c];
@@ -387,7 +381,7 @@ void Walker<T>::columns() const {
                        channels_per_set, channel.g, channel.gd, partial);
             }
         };
-        const auto visit = [&](i64 task) {
+        for_tasks(tasks.count, tasks.teams, team, &taken, [&](i64 task, i64 next) {
             const Block block(p, tasks, task);
             const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
@@ -409,16 +403,14 @@ void Walker<T>::columns() const {
                 std::memcpy(ps + j * block.columns, ps, block.columns * sizeof(A));
                 std::memcpy(qs + j * block.columns, qs, block.columns * sizeof(A));
             }
+            const i64 to = f.sum && next < tasks.count ? Block(p, tasks, next).base : block.base;
+            const Coming coming(block.base, to, block.width * element);
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                input_block(block, row, rows, column, n, affine.from(column));
+                with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {
+                    input_block(block, row, rows, column, n, constants, coming);
+                });
             });
-        };
-        const i64 count_tasks = p.outer * tasks.per_outer;
-        if (tasks.teams) {
-            for (i64 task = 0; task < count_tasks; ++task) visit(task);
-        } else {
-            for (i64 task = take(&next); task < count_tasks; task = take(&next)) visit(task);
-        }
+        });
         if (streams) fence();
         if (f.sum) {
             team.barrier();
@@ -448,7 +440,7 @@ void Walker<T>::row(i64 set, const A* weight, const A* bias, A* g_each, A* gx_ea
     if (!f.input) return;
     const Shared s = shared(set);
     affine.p_ = s.p, affine.q_ = s.q;
-    input(base, width, affine, {0, 0});
+    input(base, width, affine, {});
 }
 
 template <class T>
@@ -497,7 +489,7 @@ void run(const Backward& f) {
         std::fill(walker.dbias, walker.dbias + f.partition.channels, 0);
         return;
     }
-    switch (walk_of(f.partition, f.mask != nullptr)) {
+    switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
         case Walk::planes:
             return walker.planes();
         case Walk::columns:

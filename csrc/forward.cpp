@@ -117,9 +117,15 @@ struct Walker {
         if (count) count[set] = static_cast<A>(m.count);
     }
 
+    // What to ask for while y is made.
+    struct Asked {
+        Ahead x, residual;
+        Asked from(i64 i) const { return {x.from(i), residual.from(i)}; }
+    };
+
     // y of elements k … k + n.
     template <class Affine>
-    void apply(i64 k, i64 n, const Affine& affine, const Ahead& ahead) const {
+    void apply(i64 k, i64 n, const Affine& affine, const Asked& ahead) const {
         if (!f.zeroes) return apply(k, n, affine, ahead, streams);
         for (i64 i = 0; i < n; i += kTile) {
             const i64 length = std::min(kTile, n - i);
@@ -132,30 +138,32 @@ struct Walker {
     }
 
     template <class Affine>
-    void apply(i64 k, i64 n, const Affine& affine, const Ahead& ahead, bool streamed) const {
+    void apply(i64 k, i64 n, const Affine& affine, const Asked& ahead, bool streamed) const {
         with_kind(f.kind, [&](auto kind) {
             constexpr Kind K = decltype(kind)::value;
-            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, ahead, y + k, streamed);
+            if (residual == nullptr) return apply_tile<K>(x + k, n, affine, arg, ahead.x, y + k, streamed);
             if (f.bits)
-                return residual_tile<K, true>(x + k, residual + k, n, affine, arg, ahead, f.bits, k, y + k,
-                                              streamed);
-            residual_tile<K, false>(x + k, residual + k, n, affine, arg, ahead, nullptr, k, y + k, streamed);
+                return residual_tile<K, true>(x + k, residual + k, n, affine, arg, ahead.x, ahead.residual,
+                                              f.bits, k, y + k, streamed);
+            residual_tile<K, false>(x + k, residual + k, n, affine, arg, ahead.x, ahead.residual, nullptr, k,
+                                    y + k, streamed);
         });
     }
 
-    void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n,
-                     const Columns<A>& affine) const {
+    template <class Affine>
+    void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Affine& affine,
+                     const Coming& coming) const {
         for (i64 r = row; r < row + rows; ++r) {
-            const i64 k = block.base + r * block.pitch + column;
-            apply(k, n, affine, block.ahead(n, r + 1 < row + rows));
+            const Ahead ahead = block.ahead(n, r + 1 < row + rows);
+            apply(block.base + r * block.pitch + column, n, affine, {coming.ahead(r, n, ahead), ahead});
         }
     }
 
     void planes() const;
     void columns() const;
     void rows() const;
-    void measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const;
-    void apply_planes(i64 o, Range groups, const PlaneShare& share) const;
+    void measure_planes(const Slab&, const PlaneShare&, Sweep<T>* sweeps) const;
+    void apply_planes(const Slab&, const PlaneShare&, const Coming&) const;
     struct SlotMoments {
         double *count, *mean, *m2;
 
@@ -176,21 +184,21 @@ struct Walker {
 };
 
 template <class T>
-void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Sweep<T>* sweeps) const {
+void Walker<T>::measure_planes(const Slab& slab, const PlaneShare& share, Sweep<T>* sweeps) const {
     const i64 length = share.inner.end - share.inner.begin;
-    const bool apart = is_short<T>((groups.end - groups.begin) * length);
+    const bool apart = is_short<T>(share.row(slab));
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
         const Ahead ahead = ahead_in(length, apart, b + 1 < share.batch.end ? p.row() : 0);
-        for (i64 g = groups.begin; g < groups.end; ++g) {
-            const i64 k = ((o * p.batch + b) * p.group + g) * p.inner + share.inner.begin;
-            Sweep<T>& sweep = sweeps[g - groups.begin];
+        for (i64 i = 0; i < slab.size(); ++i) {
+            const i64 k = slab.base + b * p.row() + i * p.inner + share.inner.begin;
+            Sweep<T>& sweep = sweeps[i];
             if (!f.weighs) {
                 sweep.add(x + k, length, ahead);
             } else {
-                for (i64 i = 0; i < length; i += kTile) {
-                    const i64 n = std::min(kTile, length - i);
-                    sweep.add_masked(x + k + i, mask_of(k + i, n, buffer), n);
+                for (i64 j = 0; j < length; j += kTile) {
+                    const i64 n = std::min(kTile, length - j);
+                    sweep.add_masked(x + k + j, mask_of(k + j, n, buffer), n);
                 }
             }
         }
@@ -198,16 +206,16 @@ void Walker<T>::measure_planes(i64 o, Range groups, const PlaneShare& share, Swe
 }
 
 template <class T>
-void Walker<T>::apply_planes(i64 o, Range groups, const PlaneShare& share) const {
+void Walker<T>::apply_planes(const Slab& slab, const PlaneShare& share, const Coming& coming) const {
     const i64 length = share.inner.end - share.inner.begin;
-    const bool apart = is_short<T>((groups.end - groups.begin) * length);
+    const bool apart = is_short<T>(share.row(slab));
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
         // The slab is in L2; a residual is not.
-        const Ahead ahead =
-            residual ? ahead_in(length, apart, b > share.batch.begin ? -p.row() : 0) : Ahead{0, 0};
-        for (i64 g = groups.end - 1; g >= groups.begin; --g) {
-            const i64 set = o * p.group + g, base = ((o * p.batch + b) * p.group + g) * p.inner;
-            const i64 first = base / p.stride % p.channels;
+        const Asked ahead{coming.ahead(b - share.batch.begin, length, {}),
+                          ahead_in(length, apart, b > share.batch.begin ? -p.row() : 0)};
+        for (i64 i = slab.size() - 1; i >= 0; --i) {
+            const i64 set = slab.outer * p.group + slab.groups.begin + i;
+            const i64 base = slab.base + b * p.row() + i * p.inner, first = base / p.stride % p.channels;
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
@@ -221,48 +229,34 @@ template <class T>
 void Walker<T>::planes() const {
     const i64 element = static_cast<i64>(sizeof(T)) * (residual ? 2 : 1);
     const PlaneTasks tasks = plane_tasks(p, sizeof(T), element, f.threads);
-    const i64 sweeps_each = tasks.teams ? p.sets() : tasks.group_size;
-    const i64 each = Arena::size_of<Sweep<T>>(sweeps_each);
+    const i64 each = Arena::size_of<Sweep<T>>(tasks.group_size);
     char* memory = scratch(each * f.threads);
-    i64 next = 0;
+    const auto sweeps_of = [&](int thread) { return reinterpret_cast<Sweep<T>*>(memory + thread * each); };
+    i64 taken = 0;
     parallel(f.threads, [&](const Team& team) {
-        if (tasks.teams) {
-            const PlaneShare share(p, team);
-            for (i64 set = 0; set < p.sets(); ++set) {
-                const i64 o = set / p.group, g = set % p.group;
-                if (f.measure) {
-                    Sweep<T>* mine = reinterpret_cast<Sweep<T>*>(memory + team.index * each) + set;
-                    mine->start(f.centered);
-                    measure_planes(o, {g, g + 1}, share, mine);
-                    mine->fold();
-                    team.barrier();
-                    if (team.index == 0) {
-                        Moments all;
-                        for (int t = 0; t < team.size; ++t)
-                            all.merge(reinterpret_cast<Sweep<T>*>(memory + t * each)[set].seen);
-                        finish(set, all);
-                    }
-                    team.barrier();
-                }
-                if (f.apply) apply_planes(o, {g, g + 1}, share);
+        const Team alone;
+        const Team& sharing = tasks.teams ? team : alone;
+        const PlaneShare share(p, sharing);
+        Sweep<T>* mine = sweeps_of(team.index);
+        const auto measure = [&](const Slab& slab) {
+            for (i64 i = 0; i < slab.size(); ++i) mine[i].start(f.centered);
+            measure_planes(slab, share, mine);
+            for (i64 i = 0; i < slab.size(); ++i) mine[i].fold();
+            sharing.barrier();
+            for (i64 i = 0; sharing.index == 0 && i < slab.size(); ++i) {
+                Moments all;
+                for (int t = 0; t < sharing.size; ++t) all.merge((tasks.teams ? sweeps_of(t) : mine)[i].seen);
+                finish(slab.outer * p.group + slab.groups.begin + i, all);
             }
-        } else {
-            const PlaneShare whole(p, Team{});
-            Sweep<T>* sweeps = reinterpret_cast<Sweep<T>*>(memory + team.index * each);
-            for (i64 task = take(&next); task < tasks.count; task = take(&next)) {
-                const i64 o = task / tasks.per_outer, first = task % tasks.per_outer * tasks.group_size;
-                const Range groups{first, std::min(first + tasks.group_size, p.group)};
-                if (f.measure) {
-                    for (i64 g = groups.begin; g < groups.end; ++g) sweeps[g - first].start(f.centered);
-                    measure_planes(o, groups, whole, sweeps);
-                    for (i64 g = groups.begin; g < groups.end; ++g) {
-                        sweeps[g - first].fold();
-                        finish(o * p.group + g, sweeps[g - first].seen);
-                    }
-                }
-                if (f.apply) apply_planes(o, groups, whole);
-            }
-        }
+            sharing.barrier();
+        };
+        for_tasks(tasks.count, tasks.teams, team, &taken, [&](i64 task, i64 next) {
+            const Slab slab(p, tasks, task);
+            if (f.measure) measure(slab);
+            if (!f.apply) return;
+            const i64 to = f.measure && next < tasks.count ? Slab(p, tasks, next).base : slab.base;
+            apply_planes(slab, share, {slab.base, to, share.row(slab) * static_cast<i64>(sizeof(T))});
+        });
         if (streams) fence();
     });
 }
@@ -285,7 +279,9 @@ void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, 
     std::fill(s2, s2 + n, A(0));
     for (i64 r = 0; r < rows; ++r) {
         const T* at = first + r * block.pitch;
-        add_about(at, n, shift, block.ahead(n, r + 1 < rows), s1, s2);
+        with_constants<A>(p, {shift, shift, shift}, column, [&](const auto& about) {
+            add_about(at, n, about, block.ahead(n, r + 1 < rows), s1, s2);
+        });
     }
     if (p.stride == 1) return merge_columns(static_cast<double>(rows), n, shift, s1, s2, seen, column);
     for_slots(p.stride, column, n, [&](i64 slot, i64 i, i64 length) {
@@ -395,7 +391,7 @@ void Walker<T>::columns() const {
     const i64 head = Arena::size_of<SlotMoments>(f.threads);
     char* memory = scratch(head + each * f.threads);
     SlotMoments* parts = reinterpret_cast<SlotMoments*>(memory);
-    i64 next = 0;
+    i64 taken = 0;
     parallel(f.threads, [&](const Team& team) {
         Arena arena{memory + head + team.index * each};
         SlotMoments& mine = parts[team.index];
@@ -403,7 +399,7 @@ void Walker<T>::columns() const {
         A *m = arena.take<A>(width), *s = arena.take<A>(width), *b = arena.take<A>(width);
         const Team alone;
         const Team& sharing = tasks.teams ? team : alone;
-        const auto visit = [&](i64 task) {
+        for_tasks(tasks.count, tasks.teams, team, &taken, [&](i64 task, i64 next) {
             const Block block(p, tasks, task);
             const i64 first_set = (task / tasks.per_outer) * p.group + block.first_column / p.inner;
             if (f.measure) {
@@ -421,16 +417,14 @@ void Walker<T>::columns() const {
             if (!f.apply) return;
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
             const Columns<A> affine{m, s, b};
+            const i64 to = f.measure && next < tasks.count ? Block(p, tasks, next).base : block.base;
+            const Coming coming(block.base, to, block.width * static_cast<i64>(sizeof(T)));
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
-                apply_block(block, row, rows, column, n, affine.from(column));
+                with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {
+                    apply_block(block, row, rows, column, n, constants, coming);
+                });
             });
-        };
-        const i64 count_tasks = p.outer * tasks.per_outer;
-        if (tasks.teams) {
-            for (i64 task = 0; task < count_tasks; ++task) visit(task);
-        } else {
-            for (i64 task = take(&next); task < count_tasks; task = take(&next)) visit(task);
-        }
+        });
         if (streams) fence();
     });
 }
@@ -455,7 +449,7 @@ void Walker<T>::rows() const {
             if (!f.apply) continue;
             const i64 offset = set % p.group * width;
             const Row<A> affine{mean[set], rstd[set], weight + offset, bias + offset};
-            apply(set * width, width, affine, residual ? ahead_in(width, false, 0) : Ahead{0, 0});
+            apply(set * width, width, affine, {{}, ahead_in(width, false, 0)});
         }
         if (streams) fence();
     });
@@ -469,7 +463,7 @@ void run(const Forward& f) {
             for (i64 set = 0; set < f.partition.sets(); ++set) walker.finish(set, {});
         return;
     }
-    switch (walk_of(f.partition, f.mask != nullptr)) {
+    switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
         case Walk::planes:
             return walker.planes();
         case Walk::columns:

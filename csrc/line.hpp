@@ -50,6 +50,21 @@ inline void in_steps(i64 n, const Body& body) {
     for (; i < n; ++i) body(i, Lanes<1>{});
 }
 
+// Two steps of a 16-bit type are a line, and cheaper to widen at once in an order of their own; wider
+// types gain nothing by it (from memory, twice the requests in one go are slower).
+template <class T>
+constexpr bool by_pairs = sizeof(T) == 2;
+
+// The same, by two steps where the order of elements does not matter.
+template <class T, class A, bool any_order, class Body>
+inline void in_order(i64 n, const Body& body) {
+    constexpr i64 both = 2 * kStep<A>;
+    const i64 pairs = any_order && by_pairs<T> ? n / both * both : 0;
+    if constexpr (any_order && by_pairs<T>)
+        for (i64 i = 0; i < pairs; i += both) body(i, Lanes<both>{});
+    in_steps<A>(n - pairs, [&](i64 i, auto lanes) { body(pairs + i, lanes); });
+}
+
 // The elements of a step in the type that is computed with, and back. What is left to the compiler
 // passes through memory in pieces of another size, and waits there: copies, since it makes a memcpy
 // of them, and 16-bit types, which it splits into registers of two sizes.
@@ -80,8 +95,19 @@ inline auto load_halves(const void* from) {
 }
 #endif
 
+// Two steps of bfloat16 come as the even elements and then the odd ones, the halves of 32-bit words.
 template <i64 L>
 inline void widen(const bfloat16* from, float* to) {
+    if constexpr (L == 2 * kStep<float>) {
+        typedef std::uint32_t Words __attribute__((vector_size(kRegister), aligned(2), may_alias));
+        constexpr i64 registers = L * 2 / kRegister;
+        for (i64 i = 0; i < registers; ++i) {
+            const Words words = reinterpret_cast<const Words*>(from)[i];
+            reinterpret_cast<Words*>(to)[i] = words << 16;
+            reinterpret_cast<Words*>(to)[registers + i] = words & 0xffff0000u;
+        }
+        return;
+    }
 #if defined(__AVX512F__)
     if constexpr (L == 16)
         return _mm512_storeu_si512(to, _mm512_slli_epi32(_mm512_cvtepu16_epi32(load_halves<L>(from)), 16));
@@ -106,7 +132,28 @@ inline void widen(const float16* from, float* to) {
 }
 
 template <i64 L>
+inline void narrow_halves(const float* even, const float* odd, bfloat16* to) {
+#if defined(__AVX512BF16__)
+    const __m512bh halves = _mm512_cvtne2ps_pbh(_mm512_loadu_ps(odd), _mm512_loadu_ps(even));
+    __m512i all;
+    std::memcpy(&all, &halves, sizeof(all));
+    alignas(kLine) static constexpr std::uint16_t order[32] = {0,  16, 1,  17, 2,  18, 3,  19, 4,  20, 5,
+                                                               21, 6,  22, 7,  23, 8,  24, 9,  25, 10, 26,
+                                                               11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(order), all));
+#else
+    alignas(kLine) std::uint32_t words[L];
+#pragma omp simd
+    for (i64 j = 0; j < L; ++j) words[j] = rounded(even[j]) | rounded(odd[j]) << 16;
+    typedef std::uint32_t Words __attribute__((vector_size(kRegister), aligned(2), may_alias));
+    for (i64 i = 0; i < L * 4 / kRegister; ++i)
+        reinterpret_cast<Words*>(to)[i] = reinterpret_cast<const Words*>(words)[i];
+#endif
+}
+
+template <i64 L>
 inline void narrow(const float* from, bfloat16* to) {
+    if constexpr (L == 2 * kStep<float>) return narrow_halves<L / 2>(from, from + L / 2, to);
 #if defined(__AVX512BF16__)
     if constexpr (L == 16) {
         const __m256bh half = _mm512_cvtneps_pbh(_mm512_loadu_ps(from));
@@ -190,48 +237,16 @@ inline i64 until_line(const T* at) {
     return static_cast<i64>((-reinterpret_cast<std::uintptr_t>(at) & (kLine - 1)) / sizeof(T));
 }
 
-// Write n elements of each output: values(first, Lanes<L>, v) makes the next L of them, one row of v
-// for each output.
-template <class A, class T, std::size_t Outputs, class Values>
-inline void write(T* const (&to)[Outputs], i64 n, bool streams, const Values& values) {
-    constexpr i64 L = kOfLine<T>, step = kStep<A>, bytes = step * static_cast<i64>(sizeof(T));
-    const i64 head = std::min(n, until_line(to[0]));
-    for (std::size_t o = 1; o < Outputs; ++o) streams = streams && until_line(to[o]) == until_line(to[0]);
-    i64 i = 0, stop = head;
-    while (true) {  // one by one up to a line, the lines, one by one to the end: each body written once
-#pragma GCC unroll 1
-        for (; i < stop; ++i) {
-            A v[Outputs][1];
-            values(i, Lanes<1>{}, v);
-            for (std::size_t o = 0; o < Outputs; ++o) store(to[o] + i, v[o][0]);
-        }
-        if (i == n) return;
-        for (const i64 last = i + (n - i) / L * L; i < last; i += step) {
-            alignas(kLine) A v[Outputs][step];
-            values(i, Lanes<step>{}, v);
-            for (std::size_t o = 0; o < Outputs; ++o) {
-                alignas(kLine) T part[step];
-                narrow<step>(v[o], part);
-                if (streams) {
-                    stream<bytes>(to[o] + i, part);
-                } else {
-                    std::memcpy(to[o] + i, part, bytes);
-                }
-            }
-        }
-        stop = n;
-    }
-}
-
 // What will be read soon, asked for into L2.
 struct Ahead {
-    i64 distance, until;  // elements: from what is read now, and where to stop asking
+    i64 distance = 0, until = 0;  // elements: from what is read now, and where to stop asking
 
     Ahead from(i64 i) const { return {distance, until - i}; }
 
-    template <class T>
+    template <i64 L, class T>
     void ask(const T* x, i64 i) const {
-        if (i < until) __builtin_prefetch(x + i + distance, 0, 2);
+        if (i >= until || i % kOfLine<T> >= L) return;  // once a line
+        for (i64 j = 0; j < L; j += kOfLine<T>) __builtin_prefetch(x + i + distance + j, 0, 2);
     }
 };
 

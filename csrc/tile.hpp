@@ -38,6 +38,15 @@ struct Columns {
     A p(i64 i) const { return p_[i]; }
     A q(i64 i) const { return q_[i]; }
     Columns from(i64 i) const { return {m + i, s + i, b + i, p_ + i, q_ + i}; }
+    Run<A> run(i64 i) const { return {m[i], s[i], b[i], p_ ? p_[i] : 0, q_ ? q_[i] : 0}; }
+};
+// one each per run of `stride` elements: kept in registers along a run, and read for each element
+// only where a step crosses into the next run,
+template <class A>
+struct Runs {
+    Columns<A> each;
+    i64 stride, end;  // end of the run that element 0 is in
+    Runs from(i64 i) const { return {each.from(i), stride, end - i + (i - end + stride) / stride * stride}; }
 };
 // or the mean shared and weight and bias per element.
 template <class A>
@@ -53,12 +62,40 @@ struct Row {
     Row from(i64 i) const { return {m, r, w + i, b + i, p_, q_}; }
 };
 
+// Cut the steps of elements i … last where their constants change: body(constants, first, last). Those
+// of a single element: at_each.
+template <i64 step, class Affine, class Body>
+inline void over(const Affine& f, i64 i, i64 last, const Body& body) {
+    body(f, i, last);
+}
+template <i64 step, class A, class Body>
+inline void over(const Runs<A>& f, i64 i, i64 last, const Body& body) {
+    for (i64 end = f.end; i < last; end += f.stride) {
+        if (end <= i) continue;
+        const i64 stop = i + (std::min(end, last) - i) / step * step;
+        if (stop > i) body(f.each.run(i), i, stop), i = stop;
+        if (i < end && i < last) body(f.each, i, i + step), i += step;
+    }
+}
+template <class Affine>
+inline const Affine& at_each(const Affine& f) {
+    return f;
+}
+template <class A>
+inline const Columns<A>& at_each(const Runs<A>& f) {
+    return f.each;
+}
+template <class Affine>
+constexpr bool is_run = false;
+template <class A>
+constexpr bool is_run<Run<A>> = true;
+
 // Sum of (x - shift) and of its square.
 template <class T, class A>
 EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, double& s2) {
-    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
-    in_steps<A>(n, [&](i64 i, auto lanes) {
-        ahead.ask(x, i);
+    alignas(kLine) A a1[2 * kStep<A>] = {}, a2[2 * kStep<A>] = {};
+    in_order<T, A, true>(n, [&](i64 i, auto lanes) {
+        ahead.ask<lanes>(x, i);
         alignas(kLine) A v[lanes];
         widen<lanes>(x + i, v);
 #pragma omp simd
@@ -72,18 +109,44 @@ EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, 
     s2 += total(a2);
 }
 
-// The same sums per element, added to what is there.
-template <class T, class A>
-EVENLY_LOOP void add_about(const T* x, i64 n, const A* shift, Ahead ahead, A* s1, A* s2) {
-    in_steps<A>(n, [&](i64 i, auto lanes) {
-        ahead.ask(x, i);
+// Add sums per element to what is there; those of a run go to its first step. sums(constants, i, lanes, v, w)
+// adds to each.
+template <bool any_order, class T, class A, class Affine, class Sums>
+inline void add(const Affine& f, i64 n, A* sum_v, A* sum_w, const Sums& sums) {
+    constexpr i64 L = kStep<A>;
+    over<L>(f, 0, n / L * L, [&](const auto& constants, i64 i, i64 last) {
+        if constexpr (is_run<std::decay_t<decltype(constants)>>) {
+            constexpr i64 both = any_order && by_pairs<T> ? 2 * L : L;
+            alignas(kLine) A all_v[both], all_w[both];
+            if (last - i >= both) {
+                widen<both>(sum_v + i, all_v), widen<both>(sum_w + i, all_w);
+                i64 k = i;
+                for (; k + both <= last; k += both) sums(constants, k, Lanes<both>{}, all_v, all_w);
+                if (k < last) sums(constants, k, Lanes<L>{}, all_v, all_w);
+                widen<both>(all_v, sum_v + i), widen<both>(all_w, sum_w + i);
+            } else {
+                sums(constants, i, Lanes<L>{}, sum_v + i, sum_w + i);
+            }
+        } else {
+            for (; i < last; i += L) sums(constants, i, Lanes<L>{}, sum_v + i, sum_w + i);
+        }
+    });
+#pragma GCC unroll 1
+    for (i64 i = n / L * L; i < n; ++i) sums(at_each(f), i, Lanes<1>{}, sum_v + i, sum_w + i);
+}
+
+// Sums of (x - shift) and of its square per element.
+template <class T, class A, class Affine>
+EVENLY_LOOP void add_about(const T* x, i64 n, Affine shift, Ahead ahead, A* s1, A* s2) {
+    add<true, T>(shift, n, s1, s2, [&](const auto& f, i64 i, auto lanes, A* all1, A* all2) {
+        ahead.ask<lanes>(x, i);
         alignas(kLine) A v[lanes];
         widen<lanes>(x + i, v);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) {
-            const A d = v[j] - shift[i + j];
-            s1[i + j] += d;
-            s2[i + j] = fma(d, d, s2[i + j]);
+            const A d = v[j] - f.mean(i + j);
+            all1[j] += d;
+            all2[j] = fma(d, d, all2[j]);
         }
     });
 }
@@ -95,11 +158,53 @@ inline A mean_of(const T* x, i64 n) {
     return sum / A(n > 0 ? n : 1);
 }
 
+// Write n elements of each output: values(constants, first, Lanes<L>, v) makes the next L of them, one row
+// of v for each output.
+template <bool any_order, class A, class Affine, class T, std::size_t Outputs, class Values>
+inline void write(const Affine& f, T* const (&to)[Outputs], i64 n, bool streams, const Values& values) {
+    constexpr i64 L = kOfLine<T>, step = kStep<A>;
+    const i64 head = std::min(n, until_line(to[0]));
+    for (std::size_t o = 1; o < Outputs; ++o) streams = streams && until_line(to[o]) == until_line(to[0]);
+    const auto put = [&](const auto& constants, i64 i, auto lanes) {
+        constexpr i64 bytes = lanes * static_cast<i64>(sizeof(T));
+        alignas(kLine) A v[Outputs][lanes];
+        values(constants, i, lanes, v);
+        for (std::size_t o = 0; o < Outputs; ++o) {
+            alignas(kLine) T part[lanes];
+            narrow<lanes>(v[o], part);
+            if (streams) {
+                stream<bytes>(to[o] + i, part);
+            } else {
+                std::memcpy(to[o] + i, part, bytes);
+            }
+        }
+    };
+    i64 i = 0, stop = head;
+    while (true) {  // one by one up to a line, the lines, one by one to the end: each body written once
+#pragma GCC unroll 1
+        for (; i < stop; ++i) {
+            A v[Outputs][1];
+            values(at_each(f), i, Lanes<1>{}, v);
+            for (std::size_t o = 0; o < Outputs; ++o) store(to[o] + i, v[o][0]);
+        }
+        if (i == n) return;
+        stop = i + (n - i) / L * L;
+        over<step>(f, i, stop, [&](const auto& constants, i64 k, i64 last) {
+            if constexpr (any_order && 2 * step == L && is_run<std::decay_t<decltype(constants)>>) {
+                if ((k - head) % L != 0) put(constants, k, Lanes<step>{}), k += step;  // half a line
+                for (; k + L <= last; k += L) put(constants, k, Lanes<L>{});
+            }
+            for (; k < last; k += step) put(constants, k, Lanes<step>{});
+        });
+        i = stop, stop = n;
+    }
+}
+
 // y = activation(z), z = (x - mean) * scale + bias.
 template <Kind K, class T, class A, class Affine>
-EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, Ahead ahead, T* y, bool streams) {
-    write<A>({y}, n, streams, [&](i64 i, auto lanes, auto& v) {
-        ahead.ask(x, i);
+EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine affine, A arg, Ahead ahead, T* y, bool streams) {
+    write<true, A>(affine, {y}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
+        ahead.ask<lanes>(x, i);
         widen<lanes>(x + i, v[0]);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j)
@@ -109,10 +214,10 @@ EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine f, A arg, Ahead ahead, T* 
 
 // The same with a residual; the bits of z's slopes are kept where there is room for them.
 template <Kind K, bool keeps, class T, class A, class Affine>
-EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine f, A arg, Ahead ahead, Bits* bits,
-                               i64 k, T* y, bool streams) {
-    write<A>({y}, n, streams, [&](i64 i, auto lanes, auto& v) {
-        ahead.ask(residual, i);
+EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine affine, A arg, Ahead ahead_x,
+                               Ahead ahead_residual, Bits* bits, i64 k, T* y, bool streams) {
+    write<false, A>(affine, {y}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
+        ahead_x.ask<lanes>(x, i), ahead_residual.ask<lanes>(residual, i);
         alignas(kLine) A z[lanes];
         widen<lanes>(x + i, v[0]);
         widen<lanes>(residual + i, z);
@@ -140,6 +245,10 @@ struct OfZ {
     }
     A at(i64, A z) const { return slope<K>(z, arg); }
 };
+template <class Slopes>
+constexpr bool any_order = false;
+template <Kind K, class A>
+constexpr bool any_order<OfZ<K, A>> = true;
 // from z and the residual,
 template <Kind K, class T, class A>
 struct OfSum {
@@ -197,9 +306,9 @@ EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slo
 template <class A, class T, class Affine, class Slopes>
 EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead,
                             double& sum_g, double& sum_gd) {
-    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
-    in_steps<A>(n, [&](i64 i, auto lanes) {
-        ahead.ask(dy, i), ahead.ask(x, i);
+    alignas(kLine) A a1[2 * kStep<A>] = {}, a2[2 * kStep<A>] = {};
+    in_order<T, A, is_run<Affine> && any_order<Slopes>>(n, [&](i64 i, auto lanes) {
+        ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A g[lanes], d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
@@ -209,17 +318,19 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slo
     sum_gd += total(a2);
 }
 
-// The same sums per element, added to what is there.
+// The same sums per element.
 template <class T, class A, class Affine, class Slopes>
-EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, A* sum_g,
-                           A* sum_gd) {
-    in_steps<A>(n, [&](i64 i, auto lanes) {
-        ahead.ask(dy, i), ahead.ask(x, i);
-        alignas(kLine) A g[lanes], d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, g, d);
+EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead,
+                           A* sum_g, A* sum_gd) {
+    add<any_order<Slopes>, T>(affine, n, sum_g, sum_gd,
+                              [&](const auto& f, i64 i, auto lanes, A* all_g, A* all_gd) {
+                                  ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
+                                  alignas(kLine) A g[lanes], d[lanes];
+                                  slope_line<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
-        for (i64 j = 0; j < lanes; ++j) sum_g[i + j] += g[j], sum_gd[i + j] = fma(g[j], d[j], sum_gd[i + j]);
-    });
+                                  for (i64 j = 0; j < lanes; ++j)
+                                      all_g[j] += g[j], all_gd[j] = fma(g[j], d[j], all_gd[j]);
+                              });
 }
 
 // A row's sums of weight * g and weight * g * d; g and g * xhat are added per element.
@@ -245,10 +356,10 @@ EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slope
 
 // dx straight from dy and x; through given statistics nothing passed, not even a NaN.
 template <bool measured, class A, class T, class Affine, class Slopes>
-EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, T* dx,
+EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead, T* dx,
                             bool streams) {
-    write<A>({dx}, n, streams, [&](i64 i, auto lanes, auto& v) {
-        ahead.ask(dy, i), ahead.ask(x, i);
+    write<any_order<Slopes>, A>(affine, {dx}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
+        ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A d[lanes];
         slope_line<lanes>(dy, x, i, f, slopes, v[0], d);
 #pragma omp simd
@@ -261,16 +372,17 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slo
 
 // The same, and the residual's gradient.
 template <class A, class T, class Affine, class Slopes>
-EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, Ahead ahead, T* dx,
+EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead, T* dx,
                              T* dresidual, bool streams) {
-    write<A>({dx, dresidual}, n, streams, [&](i64 i, auto lanes, auto& v) {
-        ahead.ask(dy, i), ahead.ask(x, i);
-        alignas(kLine) A d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, v[1], d);
+    write<any_order<Slopes>, A>(
+        affine, {dx, dresidual}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
+            ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
+            alignas(kLine) A d[lanes];
+            slope_line<lanes>(dy, x, i, f, slopes, v[1], d);
 #pragma omp simd
-        for (i64 j = 0; j < lanes; ++j)
-            v[0][j] = fma(f.scale(i + j), v[1][j], fma(f.p(i + j), d[j], f.q(i + j)));
-    });
+            for (i64 j = 0; j < lanes; ++j)
+                v[0][j] = fma(f.scale(i + j), v[1][j], fma(f.p(i + j), d[j], f.q(i + j)));
+        });
 }
 
 // The weights of elements k … k + n: a mask by element is read in place, one by position spread out.

@@ -50,8 +50,50 @@ inline PlaneTasks plane_tasks(const Partition& p, i64 bytes, i64 bytes_of_all, i
     const i64 size = std::min(std::min(wanted, fits), std::min(fair, p.group));
     const i64 per_outer = (p.group + size - 1) / size;
     const bool teams = threads > 1 && p.sets() < 4 * threads && p.sets() % threads != 0;
-    return {size, per_outer, p.outer * per_outer, teams};
+    if (teams) return {1, p.group, p.sets(), true};
+    return {size, per_outer, p.outer * per_outer, false};
 }
+
+// The sets of a task.
+struct Slab {
+    i64 outer;
+    Range groups;
+    i64 base;  // element it begins at
+
+    Slab(const Partition& p, const PlaneTasks& tasks, i64 task) : outer(task / tasks.per_outer) {
+        const i64 first = task % tasks.per_outer * tasks.group_size;
+        groups = {first, std::min(first + tasks.group_size, p.group)};
+        base = (outer * p.batch * p.group + first) * p.inner;
+    }
+    i64 size() const { return groups.end - groups.begin; }
+};
+
+// Visit every task, each by the whole team or by one thread: visit(task, what this thread visits next).
+template <class Visit>
+inline void for_tasks(i64 count, bool together, const Team& team, i64* taken, const Visit& visit) {
+    if (together) {
+        for (i64 task = 0; task < count; ++task) visit(task, task + 1);
+    } else {
+        for (i64 task = team.index, next; task < count; task = next) {
+            next = team.size + take(taken);
+            visit(task, next);
+        }
+    }
+}
+
+// While a task writes, the input of the next is asked for, so that memory reads and writes at once
+// in place of by turns. Its first rows alone, where L2 has no room for all.
+struct Coming {
+    i64 distance, rows;  // elements from this task's input to the next one's; rows to ask for
+
+    Coming(i64 from, i64 to, i64 bytes_of_row)
+        : distance(to - from),
+          rows(to != from ? std::max<i64>(1, caches().l2 / std::max<i64>(1, bytes_of_row)) : 0) {}
+
+    Ahead ahead(i64 row, i64 n, const Ahead& otherwise) const {
+        return row < rows ? Ahead{distance, n} : otherwise;
+    }
+};
 
 // The part of each set that a member of a team takes: some samples, or a stretch of every sample.
 struct PlaneShare {
@@ -60,6 +102,9 @@ struct PlaneShare {
     PlaneShare(const Partition& p, const Team& team)
         : batch(p.batch >= team.size ? team.share(p.batch) : Range{0, p.batch}),
           inner(p.batch >= team.size ? Range{0, p.inner} : team.share(p.inner)) {}
+
+    // Elements of one sample: neighbouring ones, unless the sets' insides are shared.
+    i64 row(const Slab& slab) const { return slab.size() * (inner.end - inner.begin); }
 };
 
 // A stretch shorter than this ends before the hardware has seen that it is one, so the stretch that
@@ -95,7 +140,7 @@ inline void for_planes(const Partition& p, i64 base, Range part, const Visit& vi
 // by side (`fold` of them) so that a tile is long; what is left over is one shorter row. Rows are
 // read one after the other: reading several in step halves what the prefetcher can do.
 struct ColumnTasks {
-    i64 width, per_outer, fold;
+    i64 width, per_outer, count, fold;
     bool teams;  // the rows of each block are shared by all threads
 };
 
@@ -103,19 +148,25 @@ inline ColumnTasks column_tasks(const Partition& p, i64 bytes, i64 bytes_of_all,
     constexpr i64 kNarrow = 256;  // columns
     const i64 row = p.row(), sets_per_tile = std::max<i64>(1, std::min(kTile, row) / p.inner);
     const i64 blocks = std::max<i64>(1, threads / p.outer);  // one for every thread
-    i64 width = std::min(sets_per_tile, std::max<i64>(1, p.group / blocks)) * p.inner;
+    const i64 share = std::max<i64>(1, p.group / blocks) * p.inner;
+    i64 width = std::min(sets_per_tile * p.inner, share);
     // Blocks of whole cache lines: a line that two of them share cannot be streamed.
     i64 whole = p.inner;
-    while (whole * bytes % kLine != 0 && 2 * whole <= width) whole *= 2;
-    if (whole * bytes % kLine == 0) width = width / whole * whole;
+    while (whole * bytes % kLine != 0 && 2 * whole <= std::min(share, 2 * kTile)) whole *= 2;
+    if (whole * bytes % kLine == 0) width = std::max(width / whole, i64(1)) * whole;
     const bool fits = p.batch * width * bytes_of_all <= caches().l2 * 3 / 4;
     const bool long_enough = width == row || width * bytes_of_all >= 4 * kLine;
     const bool alone = p.outer >= threads || (long_enough && (fits || p.stride > 1));
     if (!alone || !fits) width = p.stride > 1 && alone ? width : row;
     const i64 fold =
         width == row && row < kNarrow ? std::max<i64>(1, std::min(2 * kNarrow / row, p.batch / 4)) : 1;
-    return {width, (row + width - 1) / width, fold, threads > 1 && !alone};
+    const i64 per_outer = (row + width - 1) / width;
+    return {width, per_outer, p.outer * per_outer, fold, threads > 1 && !alone};
 }
+
+// Rows after which float32 sums pass into float64; along a run one sum takes up many elements of a row.
+constexpr i64 kTileRows = 64;
+inline i64 tile_rows(i64 stride) { return std::max<i64>(8, std::min(kTileRows, 8 * kPiece / stride)); }
 
 // One block of columns as a task sees it: `rows` rows of `width` elements `pitch` apart, the first
 // at element `base`, and a last row of only `rest`.
@@ -123,6 +174,7 @@ struct Block {
     i64 base, rows, width, pitch, rest;
     bool apart;                       // a row ends long before the next begins
     i64 first_column, columns, fold;  // before folding
+    i64 tile;                         // rows
 
     Block(const Partition& p, const ColumnTasks& tasks, i64 task) {
         const i64 o = task / tasks.per_outer;
@@ -135,13 +187,12 @@ struct Block {
         pitch = fold * p.row();
         rest = p.batch % fold * columns;
         apart = width < pitch;
+        tile = tile_rows(p.stride);
     }
 
     // What to ask for while n elements of a row are read.
     Ahead ahead(i64 n, bool more) const { return apart ? Ahead{pitch, more ? n : 0} : Ahead{kFurther, n}; }
 };
-
-constexpr i64 kTileRows = 64;  // rows between which float32 sums pass into float64
 
 // Visit the tiles of rows [begin, end), and the short last row if this member has the end:
 // visit(first row, rows, first column, columns). Reversed, the tiles last seen come first.
@@ -152,11 +203,11 @@ inline void for_column_tiles(const Block& block, const Team& team, bool reversed
     const auto across = [&](i64 row, i64 rows, i64 width) {
         for (i64 c = 0; c < width; c += kTile) visit(row, rows, c, std::min(kTile, width - c));
     };
-    const i64 tiles = (mine.end - mine.begin + kTileRows - 1) / kTileRows;
+    const i64 tiles = (mine.end - mine.begin + block.tile - 1) / block.tile;
     if (reversed && last) across(block.rows, 1, block.rest);
     for (i64 i = 0; i < tiles; ++i) {
-        const i64 row = mine.begin + (reversed ? tiles - 1 - i : i) * kTileRows;
-        across(row, std::min(kTileRows, mine.end - row), block.width);
+        const i64 row = mine.begin + (reversed ? tiles - 1 - i : i) * block.tile;
+        across(row, std::min(block.tile, mine.end - row), block.width);
     }
     if (!reversed && last) across(block.rows, 1, block.rest);
 }
@@ -184,6 +235,13 @@ inline void for_slots(i64 stride, i64 column, i64 n, const Visit& visit) {
         visit(slot, first, length);
         first += length;
     }
+}
+
+// Call use(constants) with those of the columns from `column` on as they are quickest to use.
+template <class A, class Use>
+inline void with_constants(const Partition& p, const Columns<A>& each, i64 column, const Use& use) {
+    if (p.stride < 4 * kStep<A>) return use(each);
+    use(Runs<A>{each, p.stride, p.stride - column % p.stride});
 }
 
 // A channel's weight, or 1 and 0 where there is none.
