@@ -154,8 +154,8 @@ struct Walker {
     void add_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Affine& affine, A* g_each,
                    A* gd_each) const {
         for (i64 r = row; r < row + rows; ++r)
-            add(block.base + r * block.pitch + column, n, affine, block.ahead(n, r + 1 < row + rows), g_each,
-                gd_each);
+            add(block.base + r * block.pitch + column, n, affine,
+                block.template ahead<T>(n, r + 1 < row + rows), g_each, gd_each);
     }
 
     template <class Affine>
@@ -163,7 +163,7 @@ struct Walker {
                      const Coming& coming) const {
         for (i64 r = row; r < row + rows; ++r)
             input(block.base + r * block.pitch + column, n, affine,
-                  coming.ahead(r, n, block.ahead(n, r + 1 < row + rows)));
+                  coming.ahead(r, n, block.template ahead<T>(n, r + 1 < row + rows)));
     }
 
     // What the set's shared gradient needs: dx = scale * g + p * d + q.
@@ -242,7 +242,7 @@ void Walker<T>::sum_planes(const Slab& slab, const PlaneShare& share, const Sums
             for_planes(p, base, share.inner, [&](i64 k, i64 length, i64 plane) {
                 const i64 c = first + plane;
                 const Run<A> affine{mean[set], rstd[set] * weight_of<A>(f.weight, c), bias_of<A>(f.bias, c)};
-                sum(k, length, affine, ahead_in(length, apart, next), sums.g[slot + plane],
+                sum(k, length, affine, ahead_in<T>(length, apart, next), sums.g[slot + plane],
                     sums.gd[slot + plane]);
             });
         }

@@ -154,7 +154,7 @@ struct Walker {
     void apply_block(const Block& block, i64 row, i64 rows, i64 column, i64 n, const Affine& affine,
                      const Coming& coming) const {
         for (i64 r = row; r < row + rows; ++r) {
-            const Ahead ahead = block.ahead(n, r + 1 < row + rows);
+            const Ahead ahead = block.template ahead<T>(n, r + 1 < row + rows);
             apply(block.base + r * block.pitch + column, n, affine, {coming.ahead(r, n, ahead), ahead});
         }
     }
@@ -189,7 +189,7 @@ void Walker<T>::measure_planes(const Slab& slab, const PlaneShare& share, Sweep<
     const bool apart = is_short<T>(share.row(slab));
     A buffer[kTile];
     for (i64 b = share.batch.begin; b < share.batch.end; ++b) {
-        const Ahead ahead = ahead_in(length, apart, b + 1 < share.batch.end ? p.row() : 0);
+        const Ahead ahead = ahead_in<T>(length, apart, b + 1 < share.batch.end ? p.row() : 0);
         for (i64 i = 0; i < slab.size(); ++i) {
             const i64 k = slab.base + b * p.row() + i * p.inner + share.inner.begin;
             Sweep<T>& sweep = sweeps[i];
@@ -212,7 +212,7 @@ void Walker<T>::apply_planes(const Slab& slab, const PlaneShare& share, const Co
     for (i64 b = share.batch.end - 1; b >= share.batch.begin; --b) {
         // The slab is in L2; a residual is not.
         const Asked ahead{coming.ahead(b - share.batch.begin, length, {}),
-                          ahead_in(length, apart, b > share.batch.begin ? -p.row() : 0)};
+                          ahead_in<T>(length, apart, b > share.batch.begin ? -p.row() : 0)};
         for (i64 i = slab.size() - 1; i >= 0; --i) {
             const i64 set = slab.outer * p.group + slab.groups.begin + i;
             const i64 base = slab.base + b * p.row() + i * p.inner, first = base / p.stride % p.channels;
@@ -280,7 +280,7 @@ void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, 
     for (i64 r = 0; r < rows; ++r) {
         const T* at = first + r * block.pitch;
         with_constants<A>(p, {shift, shift, shift}, column, [&](const auto& about) {
-            add_about(at, n, about, block.ahead(n, r + 1 < rows), s1, s2);
+            add_about(at, n, about, block.template ahead<T>(n, r + 1 < rows), s1, s2);
         });
     }
     if (p.stride == 1) return merge_columns(static_cast<double>(rows), n, shift, s1, s2, seen, column);
@@ -442,14 +442,14 @@ void Walker<T>::rows() const {
         for (i64 set = mine.begin; set < mine.end; ++set) {
             if (f.measure) {
                 sweep.start(f.centered);
-                sweep.add(x + set * width, width, ahead_in(width, false, 0));
+                sweep.add(x + set * width, width, ahead_in<T>(width, false, 0));
                 sweep.fold();
                 finish(set, sweep.seen);
             }
             if (!f.apply) continue;
             const i64 offset = set % p.group * width;
             const Row<A> affine{mean[set], rstd[set], weight + offset, bias + offset};
-            apply(set * width, width, affine, {{}, ahead_in(width, false, 0)});
+            apply(set * width, width, affine, {{}, ahead_in<T>(width, false, 0)});
         }
         if (streams) fence();
     });

@@ -110,7 +110,9 @@ struct PlaneShare {
 // A stretch shorter than this ends before the hardware has seen that it is one, so the stretch that
 // follows it is asked for meanwhile.
 constexpr i64 kShortStretch = 16384;  // bytes
-constexpr i64 kFurther = 512;         // elements to be asked for in longer ones, past the end of a page
+// In longer ones the line a page on is asked for: the hardware's own requests end where a page does.
+template <class T>
+constexpr i64 kPageOf = 4096 / static_cast<i64>(sizeof(T));  // elements
 
 template <class T>
 inline bool is_short(i64 n) {
@@ -119,9 +121,10 @@ inline bool is_short(i64 n) {
 
 // What to ask for while `length` elements are read; the stretch that follows a short one lies
 // `next` elements on (0: none follows).
+template <class T>
 inline Ahead ahead_in(i64 length, bool is_short, i64 next) {
     if (is_short) return {next, next != 0 ? length : 0};
-    return {kFurther, length - kFurther};
+    return {kPageOf<T>, length - kPageOf<T>};
 }
 
 // Visit the stretches of one channel in elements [begin, end) of the chunk that starts at `base`:
@@ -191,7 +194,10 @@ struct Block {
     }
 
     // What to ask for while n elements of a row are read.
-    Ahead ahead(i64 n, bool more) const { return apart ? Ahead{pitch, more ? n : 0} : Ahead{kFurther, n}; }
+    template <class T>
+    Ahead ahead(i64 n, bool more) const {
+        return apart ? Ahead{pitch, more ? n : 0} : Ahead{kPageOf<T>, n};
+    }
 };
 
 // Visit the tiles of rows [begin, end), and the short last row if this member has the end:

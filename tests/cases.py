@@ -45,7 +45,8 @@ def _layer(name: str, shape: tuple[int, ...], ndim: int, centered: bool = True) 
     return Case(name, shape, Partition.of_layer(shape, ndim), centered, masked=False)
 
 
-# Shapes are small, but reach every loop: long planes and short ones, odd widths (tails), few sets
+# Shapes are small, but reach every loop: long planes and short ones, those that end within a cache
+# line or a register, odd widths (tails), few sets
 # for many threads, narrow rows that are folded, rows longer than a tile, and one element of each.
 CASES = (
     _batch("dense", (60, 100)),
@@ -56,6 +57,9 @@ CASES = (
     _batch("image", (3, 7, 9, 11)),
     _batch("image-long-planes", (3, 6, 40, 60)),
     _batch("image-short-planes", (16, 24, 7, 7)),
+    _batch("image-medium-planes", (9, 8, 14, 14)),
+    _batch("image-half-lines", (8, 3, 28, 28)),
+    _batch("image-odd-planes", (10, 5, 13, 15)),
     _batch("image-one-channel", (8, 1, 33, 35)),
     _batch("image-three-channels", (2, 3, 64, 70)),
     _batch("image-last", (3, 9, 11, 7), channel=3),

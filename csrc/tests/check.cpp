@@ -25,6 +25,8 @@ const Case kCases[] = {
     {"planes shared by a team", {1, 2, 1, 9001, 1, 9001}, true},
     {"planes of groups", {2, 1, 2, 4 * 77, 8, 77}, true},
     {"short planes as columns", {1, 16, 24, 49, 24, 49}, true},
+    {"medium planes as columns", {1, 9, 8, 196, 8, 196}, true},
+    {"planes of half lines", {1, 8, 5, 784, 5, 784}, true},
     {"columns", {1, 999, 70, 1, 70, 1}, true},
     {"narrow columns, folded", {1, 1001, 3, 1, 3, 1}, true},
     {"wide columns", {1, 5, 2500, 1, 2500, 1}, true},

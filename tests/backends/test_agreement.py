@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
 from types import ModuleType
 
 import pytest
@@ -13,6 +15,7 @@ from torch import Tensor
 from evenly import backends
 from evenly.backends import composed, reference
 from evenly.core.activation import IDENTITY, Activation
+from evenly.core.partition import Partition
 
 cpu = backends.import_cpu()
 RELU, GELU, LEAKY = Activation.of("relu"), Activation.of("gelu"), Activation.of("leaky_relu", (0.2,))
@@ -27,10 +30,20 @@ def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
         yield reference
         return
     assert cpu is not None
+    with instruction_set(name.split()[1]):
+        yield cpu
+
+
+@contextmanager
+def instruction_set(name: str) -> Iterator[None]:
+    """The kernels by one instruction set."""
+    assert cpu is not None
     before = cpu.instruction_set()
-    cpu.use_instruction_set(name.split()[1])
-    yield cpu
-    cpu.use_instruction_set(before)
+    cpu.use_instruction_set(name)
+    try:
+        yield
+    finally:
+        cpu.use_instruction_set(before)
 
 
 def both_ways(
@@ -175,3 +188,36 @@ def test_given_statistics_agree(case: Case, backend: ModuleType) -> None:
         found = both_ways(backend, case, given, torch.float64, RELU, residual=residual, measured=False)
 
         assert_agree(found, truth, case, torch.float64)
+
+
+LARGE = {  # shape and channel axis; each output is larger than what stays in the cache
+    "planes": ((7, 4, 200, 200), 1),
+    "planes of half lines": ((22, 66, 28, 28), 1),
+    "short planes": ((40, 141, 14, 14), 1),
+    "planes of odd size": ((13, 130, 25, 27), 1),
+    "tiny planes": ((32, 700, 7, 7), 1),
+    "a slab larger than L2": ((400, 3, 30, 30), 1),
+    "channels last": ((5, 60, 60, 70), 3),
+}
+
+
+@pytest.mark.skipif(cpu is None, reason="the kernels are not built")
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", LARGE)
+def test_what_is_streamed_past_the_cache_agrees(name: str, dtype: torch.dtype) -> None:
+    """Large outputs, whose lines are written whole, agree for planes of every alignment; with a residual, too."""
+    assert cpu is not None
+    shape, channel = LARGE[name]
+    shape = (shape[0] * 4 // dtype.itemsize, *shape[1:])
+    case = Case(name, shape, Partition.of_batch(shape, channel))
+    assert case.partition.numel * dtype.itemsize > 4 << 20
+    for added in (False, True):
+        given = inputs(case, dtype)
+        z = both_ways(reference, case, given, torch.float64, residual=added)["y"]
+        given = replace(given, dy=given.dy * (z.abs() > 0.05))  # the slope jumps at 0
+        truth = both_ways(reference, case, given, torch.float64, LEAKY, residual=added)
+        for isa in cpu.instruction_sets():
+            with instruction_set(isa):
+                found = both_ways(cpu, case, given, dtype, LEAKY, residual=added)
+
+            assert_agree(found, truth, case, dtype)

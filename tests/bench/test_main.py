@@ -39,7 +39,7 @@ def test_the_command_measures_prints_and_writes(tmp_path: Path, monkeypatch: pyt
     ("options", "message"),
     [
         (["--shapes", "resnet"], "unknown list of shapes 'resnet'"),
-        (["--peers", "tourch"], "unknown peer 'tourch'; known are evenly, torch, compile"),
+        (["--peers", "tourch"], "unknown peer 'tourch'; known are evenly, kernels, torch"),
         (["--shapes", "small", "--batch", "4"], "the shapes of 'small' are fixed"),
         (["--shapes", "dense", "--layout", "last"], "no shape with channels last"),
         (["--json", "/no/such/folder/x.json"], "cannot write /no/such/folder/x.json"),

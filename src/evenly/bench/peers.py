@@ -1,4 +1,4 @@
-"""Who is measured, each at its best: evenly, torch eager and compiled, and the others of `others`."""
+"""Who is measured, each at its best: evenly, its kernels alone, torch eager and compiled; `others` has the rest."""
 
 from __future__ import annotations
 
@@ -11,9 +11,14 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import evenly
+from evenly import backends
 from evenly.bench.judge import EPS, Affine, Inputs, Outcome, make_affine
 from evenly.bench.shapes import Case
 from evenly.bench.timing import Trial
+from evenly.core.activation import Activation
+from evenly.core.moments import Moments
+from evenly.core.partition import Partition
+from evenly.nn.layout import layout
 
 Layer = Callable[[Tensor, Tensor | None], Tensor]
 
@@ -94,6 +99,65 @@ def ours(case: Case) -> Peer:
     if not case.residual:
         return TorchPeer(case, lambda x, residual: layer(x), parameters)
     return TorchPeer(case, lambda x, residual: layer(x, residual=residual), parameters)
+
+
+class KernelPeer:
+    """evenly's kernels alone, without layer and autograd: the rest of evenly's time is the call's own.
+
+    Args:
+        case: what they compute.
+    """
+
+    def __init__(self, case: Case) -> None:
+        cpu = backends.import_cpu()
+        if case.norm != "batch":
+            raise Unavailable("measured for batch norm only")
+        if cpu is None:
+            raise Unavailable("the kernels are not built")
+        self._cpu, self._residual = cpu, case.residual
+        self._weight, self._bias = make_affine(case)
+        self._activation = Activation.of(case.activation)
+
+    def load(self, inputs: Sequence[Inputs]) -> None:
+        """See `evenly.bench.timing.Trial`."""
+        self._inputs = [Inputs(*(None if t is None else t.detach() for t in one)) for one in inputs]  # type: ignore[arg-type]
+        shape, channel, _, _ = layout(self._inputs[0].x, 1)
+        self._partition = Partition.of_batch(shape, channel)
+
+    def steps(self, first: int, number: int) -> tuple[float, float]:
+        """See `evenly.bench.timing.Trial`."""
+        forward = backward = 0.0
+        for step in range(first, first + number):
+            inputs = self._inputs[step % len(self._inputs)]
+            start = perf_counter()
+            there = self._there(inputs)
+            middle = perf_counter()
+            self._back(inputs, *there[1:])
+            del there
+            end = perf_counter()
+            forward += middle - start
+            backward += end - middle
+        return forward, backward
+
+    def outcome(self, inputs: Inputs) -> Outcome:
+        """See `Peer`."""
+        self.load([inputs])
+        y, *kept = self._there(self._inputs[0])
+        return Outcome(y, *self._back(self._inputs[0], *kept))
+
+    def _there(self, inputs: Inputs) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
+        found: tuple[Tensor, Moments, Tensor, Tensor | None] = self._cpu.forward(
+            inputs.x, self._partition, EPS, self._weight, self._bias, inputs.residual, self._activation,
+            keep=True, spread=False,
+        )  # fmt: skip
+        return found
+
+    def _back(self, inputs: Inputs, moments: Moments, rstd: Tensor, saved: Tensor | None) -> tuple[Any, ...]:
+        found: tuple[Any, ...] = self._cpu.backward(
+            inputs.dy, inputs.x, self._partition, moments.mean, rstd, self._weight, self._bias, saved,
+            self._activation, moments.count, dresidual=self._residual,
+        )  # fmt: skip
+        return found
 
 
 def eager(case: Case) -> Peer:

@@ -13,6 +13,7 @@ Maker = Callable[[Case], peers.Peer]
 
 PEERS: dict[str, Maker] = {
     "evenly": peers.ours,
+    "kernels": peers.KernelPeer,
     "torch": peers.eager,
     "compile": peers.compiled,
     "hugepages": others.huge_pages,
