@@ -2,8 +2,8 @@
 
     python benchmarks/norms.py [--only resnet50,small] [--out benchmarks/results]
 
-Run it on a machine that does nothing else, then ``make docs``. Each file holds the copy, evenly and
-torch eager, cold; about a minute a file on two cores.
+Run it on a machine that does nothing else, then ``make docs``. Each file holds the copy, evenly,
+its kernels alone and torch eager, cold; about a minute a file on two cores.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ def main() -> None:
     """The command line."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--only", default=",".join(RUNS), help="runs: a,b")
-    parser.add_argument("--peers", default="torch", help="who to measure beside evenly: a,b")
+    parser.add_argument("--peers", default="torch,kernels", help="who to measure beside evenly: a,b")
     parser.add_argument("--out", type=Path, default=Path(__file__).parent / "results", help="folder of the files")
     options = parser.parse_args()
     options.out.mkdir(parents=True, exist_ok=True)

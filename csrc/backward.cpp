@@ -343,7 +343,8 @@ void Walker<T>::columns() const {
         const Team alone;
         const Team& sharing = tasks.teams ? team : alone;
         const auto sum_tile = [&](const Block& block, i64 row, i64 rows, i64 column, i64 n) {
-            alignas(kLine) A g[kTile], gd[kTile];
+            TileSums<A> sums;
+            A *g = sums.first(), *gd = sums.second();
             std::fill(g, g + n, A(0));
             std::fill(gd, gd + n, A(0));
             with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {

@@ -265,7 +265,8 @@ template <class T>
 void Walker<T>::measure_tile(const Block& block, i64 row, i64 rows, i64 column, i64 n,
                              const SlotMoments& seen) const {
     const T* first = x + block.base + row * block.pitch + column;
-    alignas(kLine) A shift[kTile], s1[kTile], s2[kTile];
+    TileSums<A> sums;
+    A *shift = sums.read(), *s1 = sums.first(), *s2 = sums.second();
     if (p.stride == 1) {
         shift_columns(first, block.pitch, std::min<i64>(8, rows), n, seen, column, shift);
     } else {

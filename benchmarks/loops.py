@@ -1,0 +1,85 @@
+"""How fast the kernels' four loops go when memory does not hold them up: one thread, tensors that stay in the caches.
+
+    python benchmarks/loops.py > benchmarks/results/loops.txt
+
+Each figure is in thousand million elements a second: what 1.5 MiB of input take longer than half of
+it, so that the call itself does not count; the best of many passes, ReLU included. Beside what memory
+gives (``benchmarks/memory.cpp``) they say what bounds a norm; docs/benchmarks.md does the sum.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from time import perf_counter
+
+import torch
+from torch import Tensor
+
+from evenly.backends import cpu, reference
+from evenly.core.activation import Activation
+from evenly.core.partition import Partition
+
+BYTES = 1536 << 10
+SAMPLES = 32
+RELU = Activation.of("relu")
+PLANES = {"planes of 56×56": 56, "planes of 28×28": 28, "planes of 14×14": 14, "planes of 7×7": 7, "channels last": 0}
+
+
+Step = Callable[[], object]
+
+
+def loops(x: Tensor, dy: Tensor) -> tuple[Step, ...]:
+    """Measuring, applying, summing, and making the input's gradient."""
+    p = Partition.of_batch(tuple(x.shape), 1)
+    weight, bias = torch.ones(p.channels), torch.zeros(p.channels)
+    found = cpu.moments(x, p)
+    torch.testing.assert_close(found.mean.double(), reference.moments(x.double(), p).mean, rtol=0, atol=1e-5)
+    mean, rstd = found.mean, torch.rsqrt(found.var + 1e-5)
+    sums = cpu.backward_sums(dy, x, p, mean, rstd, weight, bias, None, RELU)
+    return (
+        lambda: cpu.moments(x, p),
+        lambda: cpu.normalize(x, p, mean, rstd, weight, bias, None, RELU),
+        lambda: cpu.backward_sums(dy, x, p, mean, rstd, weight, bias, None, RELU),
+        lambda: cpu.backward_input(dy, x, p, mean, rstd, weight, bias, None, RELU, sums, p.count),
+    )
+
+
+def seconds(steps: Sequence[Step]) -> list[float]:
+    """The best of 500 passes of each, in turns."""
+    best = [float("inf")] * len(steps)
+    for _ in range(500):
+        for i, step in enumerate(steps):
+            start = perf_counter()
+            step()
+            best[i] = min(best[i], perf_counter() - start)
+    return best
+
+
+def shapes(side: int, elements: int) -> list[tuple[int, ...]]:
+    """Two shapes, the first of about twice as many elements as the second."""
+    if not side:
+        return [(elements // 256, 256), (elements // 512, 256)]
+    channels = max(2, elements // SAMPLES // side**2 // 2 * 2)
+    return [(SAMPLES, channels, side, side), (SAMPLES, channels // 2, side, side)]
+
+
+def main() -> None:
+    """One line for each type and shape."""
+    torch.set_num_threads(1)
+    print(f"{'':34}{'measure':>9}{'apply':>9}{'sum':>9}{'input':>9}")
+    generator = torch.Generator().manual_seed(0)
+    for dtype in (torch.float32, torch.bfloat16):
+        for name, side in PLANES.items():
+            tensors = [
+                [torch.randn(shape, generator=generator).to(dtype) for _ in range(2)]
+                for shape in shapes(side, BYTES // dtype.itemsize)
+            ]
+            more = tensors[0][0].numel() - tensors[1][0].numel()
+            pairs = zip(*(loops(x, dy) for x, dy in tensors), strict=True)
+            rates = [more / (long - short) / 1e9 for long, short in map(seconds, pairs)]
+            label = f"{str(dtype).removeprefix('torch.')}, {name}"
+            print(f"{label:34}{''.join(f'{rate:9.1f}' for rate in rates)}")
+
+
+if __name__ == "__main__":
+    main()
