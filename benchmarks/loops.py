@@ -10,6 +10,7 @@ gives (``benchmarks/memory.cpp``) they say what bounds a norm; docs/benchmarks.m
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from math import gcd
 from time import perf_counter
 
 import torch
@@ -56,11 +57,12 @@ def seconds(steps: Sequence[Step]) -> list[float]:
 
 
 def shapes(side: int, elements: int) -> list[tuple[int, ...]]:
-    """Two shapes, the first of about twice as many elements as the second."""
+    """Two shapes, the first of twice as many samples; a sample is whole cache lines."""
     if not side:
         return [(elements // 256, 256), (elements // 512, 256)]
-    channels = max(2, elements // SAMPLES // side**2 // 2 * 2)
-    return [(SAMPLES, channels, side, side), (SAMPLES, channels // 2, side, side)]
+    lines = 32 // gcd(side**2, 32)
+    channels = max(1, elements // SAMPLES // side**2 // lines) * lines
+    return [(SAMPLES, channels, side, side), (SAMPLES // 2, channels, side, side)]
 
 
 def main() -> None:

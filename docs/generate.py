@@ -99,7 +99,8 @@ def bench() -> str:
     every = sorted((ROOT / "benchmarks" / "results").glob("*.json"))
     runs = {path: json.loads(path.read_text("utf-8")) for path in every}
     runs = {path: run for path, run in runs.items() if run.get("schema") == 1 and "cold" in run.get("sums", {})}
-    peers = list(dict.fromkeys(name for run in runs.values() for name in run["sums"]["cold"] if name != "evenly"))
+    every_peer = (name for run in runs.values() for name in run["sums"]["cold"])
+    peers = [name for name in dict.fromkeys(every_peer) if name not in ("evenly", "kernels")]
     lines = [
         "| norms of | layout, type | evenly | " + " | ".join(peers) + " |",
         "|---|---|---:|" + "---:|" * len(peers),
@@ -163,16 +164,20 @@ GOALS: dict[str, tuple[float | None, float]] = {
 
 def bench_goals() -> str:
     """Each list against its goals, and every shape on which torch is faster."""
-    lines = ["| run | copies | goal | times as fast as torch | goal |", "|---|---:|---:|---:|---:|"]
+    lines = [
+        "| run | copies | goal | kernels alone | times as fast as torch | goal |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
     slower = []
     for name, (copies, faster) in GOALS.items():
         run = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
         sums = run["sums"]["cold"]
         ours, ratio = sums["evenly"]["both"]["copies"], sums["torch"]["both"]["slower"]
         goal = "–" if copies is None else f"≤ {copies:.1f}"
+        alone = f"{sums['kernels']['both']['copies']:.2f}" if "kernels" in sums else "–"
         lines.append(
             f"| {name} | {_marked(f'{ours:.2f}', copies is None or ours <= copies)} | {goal} "
-            f"| {_marked(f'{ratio:.1f}×', ratio >= faster)} | ≥ {faster}× |"
+            f"| {alone} | {_marked(f'{ratio:.1f}×', ratio >= faster)} | ≥ {faster}× |"
         )
         for row in run["rows"]:
             both = [row["peers"][who]["cold"]["copies"]["both"]["median"] for who in ("evenly", "torch")]
@@ -192,6 +197,38 @@ def _marked(figure: str, reached: bool) -> str:
 def memory() -> str:
     """What benchmarks/memory.cpp printed."""
     return "```text\n" + (ROOT / "benchmarks" / "results" / "memory.txt").read_text("utf-8") + "```"
+
+
+def loops() -> str:
+    """What benchmarks/loops.py printed, and what it comes to for one list in two types."""
+    text = (ROOT / "benchmarks" / "results" / "loops.txt").read_text("utf-8")
+    rates = {line[:34].strip(): [float(rate) for rate in line[34:].split()] for line in text.splitlines()[1:]}
+    cold = (ROOT / "benchmarks" / "results" / "call.txt").read_text("utf-8").split("cold")[1].splitlines()
+    empty = sum(int(us) for line in cold if line.startswith("a function") for us in line.split()[-2:]) * 1e-6
+    lines = [
+        "| list | copies | kernels alone | loops, from cache | traffic, at a copy's speed | empty autograd calls |",
+        "|---|---:|---:|---:|---:|---:|",
+    ]
+    for name in ("resnet50", "resnet50-bfloat16"):
+        run = json.loads((ROOT / "benchmarks" / "results" / f"{name}.json").read_text("utf-8"))
+        copy = computing = calls = 0.0
+        for row in run["rows"]:
+            samples, channels, side, _ = row["case"]["shape"]
+            known = rates[f"{row['case']['dtype']}, planes of {min(side, 56)}×{min(side, 56)}"]
+            each = sum(1e-9 / rate for rate in known) / int(run["machine"]["threads"])
+            copy += row["case"]["times"] * row["copy_cold"]["seconds"]["both"]["median"]
+            computing += row["case"]["times"] * each * samples * channels * side**2
+            calls += row["case"]["times"] * empty
+        sums = run["sums"]["cold"]
+        figures = [
+            sums["evenly"]["both"]["copies"],
+            sums["kernels"]["both"]["copies"],
+            computing / copy,
+            2.5,
+            calls / copy,
+        ]
+        lines.append(f"| {name} | " + " | ".join(f"{figure:.2f}" for figure in figures) + " |")
+    return f"```text\n{text}```\n\n" + "\n".join(lines)
 
 
 def call() -> str:
@@ -279,6 +316,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "bench-files": bench_files,
     "bench-goals": bench_goals,
     "memory": memory,
+    "loops": loops,
     "call": call,
     "training-step": training_step,
     "sync": sync,

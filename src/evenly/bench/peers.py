@@ -142,8 +142,8 @@ class KernelPeer:
     def outcome(self, inputs: Inputs) -> Outcome:
         """See `Peer`."""
         self.load([inputs])
-        y, *kept = self._there(self._inputs[0])
-        return Outcome(y, *self._back(self._inputs[0], *kept))
+        y, moments, rstd, saved = self._there(self._inputs[0])
+        return Outcome(y, *self._back(self._inputs[0], moments, rstd, saved))
 
     def _there(self, inputs: Inputs) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
         found: tuple[Tensor, Moments, Tensor, Tensor | None] = self._cpu.forward(
