@@ -37,7 +37,7 @@ struct Columns {
     A bias(i64 i) const { return b[i]; }
     A p(i64 i) const { return p_[i]; }
     A q(i64 i) const { return q_[i]; }
-    Columns from(i64 i) const { return {m + i, s + i, b + i, p_ + i, q_ + i}; }
+    Columns from(i64 i) const { return {m + i, s + i, b + i, p_ ? p_ + i : nullptr, q_ ? q_ + i : nullptr}; }
     Run<A> run(i64 i) const { return {m[i], s[i], b[i], p_ ? p_[i] : 0, q_ ? q_[i] : 0}; }
 };
 // one each per run of `stride` elements: kept in registers along a run, and read for each element
