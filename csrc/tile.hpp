@@ -190,7 +190,8 @@ inline void write(const Affine& f, T* const (&to)[Outputs], i64 n, bool streams,
         if (i == n) return;
         stop = i + (n - i) / L * L;
         over<step>(f, i, stop, [&](const auto& constants, i64 k, i64 last) {
-            if constexpr (any_order && 2 * step == L && is_run<std::decay_t<decltype(constants)>>) {
+            if constexpr (any_order && by_pairs<T> && 2 * step == L &&
+                          is_run<std::decay_t<decltype(constants)>>) {
                 if ((k - head) % L != 0) put(constants, k, Lanes<step>{}), k += step;  // half a line
                 for (; k + L <= last; k += L) put(constants, k, Lanes<L>{});
             }

@@ -27,6 +27,7 @@ const Case kCases[] = {
     {"short planes as columns", {1, 16, 24, 49, 24, 49}, true},
     {"medium planes as columns", {1, 9, 8, 196, 8, 196}, true},
     {"planes of half lines", {1, 8, 5, 784, 5, 784}, true},
+    {"blocks wider than a tile", {1, 9, 40, 49, 40, 49}, true},
     {"columns", {1, 999, 70, 1, 70, 1}, true},
     {"narrow columns, folded", {1, 1001, 3, 1, 3, 1}, true},
     {"wide columns", {1, 5, 2500, 1, 2500, 1}, true},
