@@ -95,7 +95,7 @@ struct Walker {
     template <class Affine>
     void sum_masked(i64 k, i64 n, const Affine& affine, double& g_all, double& gd_all) const {
         A g[kTile], d[kTile], a1 = 0, a2 = 0;
-        masked(k, n, at_each(affine), g, d);
+        masked(k, n, affine, g, d);
 #pragma omp simd reduction(+ : a1, a2)
         for (i64 i = 0; i < n; ++i) a1 += g[i], a2 = fma(g[i], d[i], a2);
         g_all += a1;
@@ -138,7 +138,7 @@ struct Walker {
     template <class Affine>
     void input_apart(i64 k, i64 n, const Affine& affine) const {
         A g[kTile], d[kTile];
-        masked(k, n, at_each(affine), g, d);
+        masked(k, n, affine, g, d);
         for (i64 i = 0; dresidual && i < n; ++i) store(dresidual + k + i, g[i]);
         if (dx == nullptr) return;
         A buffer[kTile];
@@ -307,8 +307,8 @@ void Walker<T>::planes() const {
             const Slab slab(p, tasks, task);
             if (f.sum) sum(slab);
             if (!f.input) return;
-            const i64 to = f.sum && next < tasks.count ? Slab(p, tasks, next).base : slab.base;
-            input_planes(slab, share, {slab.base, to, share.row(slab) * element});
+            input_planes(slab, share,
+                         {slab, p, tasks, f.sum ? next : tasks.count, share.row(slab) * element});
         });
         if (streams) fence();
         if (f.sum) {
@@ -404,8 +404,7 @@ void Walker<T>::columns() const {
                 std::memcpy(ps + j * block.columns, ps, block.columns * sizeof(A));
                 std::memcpy(qs + j * block.columns, qs, block.columns * sizeof(A));
             }
-            const i64 to = f.sum && next < tasks.count ? Block(p, tasks, next).base : block.base;
-            const Coming coming(block.base, to, block.width * element);
+            const Coming coming(block, p, tasks, f.sum ? next : tasks.count, block.width * element);
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
                 with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {
                     input_block(block, row, rows, column, n, constants, coming);

@@ -254,8 +254,8 @@ void Walker<T>::planes() const {
             const Slab slab(p, tasks, task);
             if (f.measure) measure(slab);
             if (!f.apply) return;
-            const i64 to = f.measure && next < tasks.count ? Slab(p, tasks, next).base : slab.base;
-            apply_planes(slab, share, {slab.base, to, share.row(slab) * static_cast<i64>(sizeof(T))});
+            const i64 bytes = share.row(slab) * static_cast<i64>(sizeof(T));
+            apply_planes(slab, share, {slab, p, tasks, f.measure ? next : tasks.count, bytes});
         });
         if (streams) fence();
     });
@@ -418,8 +418,8 @@ void Walker<T>::columns() const {
             if (!f.apply) return;
             spread<A>(p, block, mean + first_set, rstd + first_set, f.weight, f.bias, m, s, b);
             const Columns<A> affine{m, s, b};
-            const i64 to = f.measure && next < tasks.count ? Block(p, tasks, next).base : block.base;
-            const Coming coming(block.base, to, block.width * static_cast<i64>(sizeof(T)));
+            const Coming coming(block, p, tasks, f.measure ? next : tasks.count,
+                                block.width * static_cast<i64>(sizeof(T)));
             for_column_tiles(block, sharing, true, [&](i64 row, i64 rows, i64 column, i64 n) {
                 with_constants<A>(p, affine.from(column), column, [&](const auto& constants) {
                     apply_block(block, row, rows, column, n, constants, coming);

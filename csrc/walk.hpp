@@ -86,9 +86,11 @@ inline void for_tasks(i64 count, bool together, const Team& team, i64* taken, co
 struct Coming {
     i64 distance, rows;  // elements from this task's input to the next one's; rows to ask for
 
-    Coming(i64 from, i64 to, i64 bytes_of_row)
-        : distance(to - from),
-          rows(to != from ? std::max<i64>(1, caches().l2 / std::max<i64>(1, bytes_of_row)) : 0) {}
+    // `here` is what a task works on, a slab or a block; where no task follows, nothing is asked for.
+    template <class Part, class Tasks>
+    Coming(const Part& here, const Partition& p, const Tasks& tasks, i64 next, i64 bytes_of_row)
+        : distance(next < tasks.count ? Part(p, tasks, next).base - here.base : 0),
+          rows(distance != 0 ? std::max<i64>(1, caches().l2 / std::max<i64>(1, bytes_of_row)) : 0) {}
 
     Ahead ahead(i64 row, i64 n, const Ahead& otherwise) const {
         return row < rows ? Ahead{distance, n} : otherwise;

@@ -46,8 +46,8 @@ def _layer(name: str, shape: tuple[int, ...], ndim: int, centered: bool = True) 
 
 
 # Shapes are small, but reach every loop: long planes and short ones, those that end within a cache
-# line or a register, odd widths (tails), few sets
-# for many threads, narrow rows that are folded, rows longer than a tile, and one element of each.
+# line or a register, odd widths (tails), few sets for many threads, narrow rows that are folded,
+# rows longer than a tile, and one element of each.
 CASES = (
     _batch("dense", (60, 100)),
     _batch("dense-wide", (3, 2500)),

@@ -120,7 +120,7 @@ class KernelPeer:
 
     def load(self, inputs: Sequence[Inputs]) -> None:
         """See `evenly.bench.timing.Trial`."""
-        self._inputs = [Inputs(*(None if t is None else t.detach() for t in one)) for one in inputs]  # type: ignore[arg-type]
+        self._inputs = list(inputs)
         shape, channel, _, _ = layout(self._inputs[0].x, 1)
         self._partition = Partition.of_batch(shape, channel)
 
