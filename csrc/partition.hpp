@@ -32,11 +32,12 @@ constexpr i64 kShortPlane = 512;
 constexpr i64 kFewRows = 8;
 
 inline Walk walk_of(const Partition& p, bool masked, i64 bytes_of_element = 4) {
+    if (p.numel() == 0) return Walk::columns;  // whichever: nothing is walked
     const i64 span = p.channels * p.stride;
     const bool ragged = p.stride * bytes_of_element % 64 != 0;
     const bool is_short = p.stride < (ragged ? 2 * kShortPlane : kShortPlane);
     const bool rows = p.batch == 1 && p.stride == 1 && p.inner > 1 && p.row() == p.channels;
-    const bool columns = span > 0 && p.row() % span == 0;
+    const bool columns = span > 0 && p.row() % span == 0 && p.inner % p.stride == 0;
     const bool planes = p.stride > 1 && p.inner % p.stride == 0 && span % p.inner == 0;
     if (rows && !masked) return Walk::rows;
     if (planes && (!columns || !is_short || p.batch < kFewRows)) return Walk::planes;

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import ctypes
 import pickle
+import sys
+import threading
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
-from evenly.backends.pool import SMALLEST, Pool, _use_count
+from evenly.backends.pool import IDLE, SMALLEST, Pool, _use_count
 
 pytestmark = pytest.mark.skipif(_use_count is None, reason="this torch does not tell how often a storage is used")
 MIB = 1 << 20
@@ -33,16 +37,86 @@ def test_an_output_takes_the_place_of_a_dead_one(x: Tensor) -> None:
     assert (second.data_ptr(), second.shape, second.stride(), second.dtype) == (address, x.shape, x.stride(), x.dtype)
 
 
-@pytest.mark.parametrize("hold", [lambda t: t, lambda t: t[0, 3:5], lambda t: t.detach(), lambda t: t.numpy()])
-def test_what_is_still_seen_is_left_alone(x: Tensor, hold) -> None:  # type: ignore[no-untyped-def]
-    """A tensor, a view, a detached alias or a NumPy array keeps its memory."""
+HOLDS = {
+    "tensor": lambda t: t,
+    "view": lambda t: t[0, 3:5],
+    "detached": lambda t: t.detach(),
+    "array": lambda t: t.numpy(),
+    "storage": lambda t: t.untyped_storage(),
+    "list of storages": lambda t: [t.untyped_storage()],
+    "DLPack capsule": lambda t: torch.utils.dlpack.to_dlpack(t),
+}
+
+
+@pytest.mark.parametrize("hold", HOLDS.values(), ids=HOLDS)
+def test_what_is_still_seen_is_left_alone(x: Tensor, hold: Callable[[Tensor], object]) -> None:
+    """A tensor, a view, a NumPy array, a storage object or a DLPack capsule keeps its memory."""
     pool = Pool(64 * MIB)
-    kept = hold(pool.empty_like(x).fill_(3))
+    y = pool.empty_like(x).fill_(3)
+    look = torch.frombuffer((ctypes.c_char * y.nbytes).from_address(y.data_ptr()), dtype=torch.float32)
+    kept = hold(y)
+    del y
 
     others = [pool.empty_like(x).fill_(5) for _ in range(3)]
 
     assert len({t.data_ptr() for t in others}) == 3
-    assert (kept == 3).all()
+    assert (look == 3).all()
+    assert kept is not None
+
+
+def test_threads_never_share_memory(x: Tensor) -> None:
+    """Six threads that fill and read outputs of one pool read what they wrote."""
+    pool, wrong = Pool(64 * MIB), []
+
+    def work(mark: int) -> None:
+        for _ in range(300):
+            a, b = pool.empty_like(x).fill_(mark), pool.empty_like(x).fill_(-mark)
+            if float(a.sum()) != mark * x.numel() or float(b.sum()) != -mark * x.numel():
+                wrong.append(mark)
+
+    before = sys.getswitchinterval()
+    sys.setswitchinterval(1e-6)
+    try:
+        threads = [threading.Thread(target=work, args=(mark,)) for mark in range(1, 7)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    finally:
+        sys.setswitchinterval(before)
+
+    assert wrong == []
+
+
+def test_ever_new_sizes_leave_little_behind() -> None:
+    """A thousand lengths, one output at a time, keep what may always lie idle, and no queue without a block."""
+    pool = Pool(4096 * MIB)
+    for length in range(1000):
+        pool.empty_like(torch.empty(SMALLEST // 4 + 1024 * (length * 7919 % 1000)))
+
+    assert pool.kept <= IDLE + 8 * MIB
+    assert all(pool._blocks.values())
+
+
+def test_a_step_finds_its_own_memory_again() -> None:
+    """Outputs that lived together in one step, of many sizes, are all recycled in the next."""
+    pool = Pool(4096 * MIB)
+    shapes = [torch.empty(SMALLEST // 4 + 4096 * i) for i in range(100)]
+    first = {t.data_ptr() for t in [pool.empty_like(x) for x in shapes]}
+
+    second = {t.data_ptr() for t in [pool.empty_like(x) for x in shapes]}
+
+    assert len(first) == 100 and second == first
+
+
+def test_memory_lent_to_numpy_is_not_handed_out_again(x: Tensor) -> None:
+    """An array makes its storage one that cannot be resized; a later output can."""
+    pool = Pool(64 * MIB)
+    pool.empty_like(x).numpy()
+
+    y = pool.empty_like(x)
+
+    assert y.untyped_storage().resizable()
 
 
 def test_saved_for_backward_is_left_alone(x: Tensor) -> None:
