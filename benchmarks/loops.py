@@ -17,7 +17,9 @@ import torch
 from torch import Tensor
 
 from evenly.backends import cpu, reference
+from evenly.backends.records import Kept, Tensors
 from evenly.core.activation import Activation
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
 
 BYTES = 1536 << 10
@@ -31,17 +33,20 @@ Step = Callable[[], object]
 
 def loops(x: Tensor, dy: Tensor) -> tuple[Step, ...]:
     """Measuring, applying, summing, and making the input's gradient."""
-    p = Partition.of_batch(tuple(x.shape), 1)
-    weight, bias = torch.ones(p.channels), torch.zeros(p.channels)
-    found = cpu.moments(x, p)
-    torch.testing.assert_close(found.mean.double(), reference.moments(x.double(), p).mean, rtol=0, atol=1e-5)
-    mean, rstd = found.mean, torch.rsqrt(found.var + 1e-5)
-    sums = cpu.backward_sums(dy, x, p, mean, rstd, weight, bias, None, RELU)
+    norm = Norm(Partition.of_batch(tuple(x.shape), 1), 1e-5, RELU)
+    order = tuple(range(x.ndim))
+    kernel, definition = cpu.prepare(norm, x, order), reference.prepare(norm, x.double(), order)
+    tensors = Tensors(torch.ones(norm.partition.channels), torch.zeros(norm.partition.channels))
+    found = kernel.moments(x)
+    torch.testing.assert_close(found.mean.double(), definition.moments(x.double()).mean, rtol=0, atol=1e-5)
+    mean, rstd = found.mean, torch.rsqrt(found.var + norm.eps)
+    kept = Kept(mean, rstd, found.count)
+    sums = kernel.backward_sums(dy, x, tensors, kept)
     return (
-        lambda: cpu.moments(x, p),
-        lambda: cpu.normalize(x, p, mean, rstd, weight, bias, None, RELU),
-        lambda: cpu.backward_sums(dy, x, p, mean, rstd, weight, bias, None, RELU),
-        lambda: cpu.backward_input(dy, x, p, mean, rstd, weight, bias, None, RELU, sums, p.count),
+        lambda: kernel.moments(x),
+        lambda: kernel.normalize(x, tensors, mean, rstd, keep=False),
+        lambda: kernel.backward_sums(dy, x, tensors, kept),
+        lambda: kernel.backward_input(dy, x, tensors, kept, sums, dresidual=False),
     )
 
 

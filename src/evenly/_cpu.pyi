@@ -1,36 +1,41 @@
-# The compiled kernels: addresses and numbers in (csrc/bindings.cpp).
+# The compiled kernels: records of addresses and numbers in (csrc/bindings.cpp).
 
-def forward(
-    outer: int, batch: int, group: int, inner: int, channels: int, stride: int, dtype: int, kind: int, arg: float,
-    x: int, residual: int, weight: int, bias: int, mask: int, mask_elements: bool, weighs: bool, zeroes: bool,
-    y: int, bits: int, mean: int, m2: int, rstd: int, count: int, eps: float, centered: bool, measure: bool,
-    apply: bool, threads: int, running_mean: int, running_var: int, batches: int, skipped: int, factor: float,
-    unbiased: bool, skip_nonfinite: bool, /,
-) -> bool: ...  # fmt: skip
-def backward(
-    outer: int, batch: int, group: int, inner: int, channels: int, stride: int, dtype: int, kind: int, arg: float,
-    dy: int, x: int, residual: int, bits: int, weight: int, bias: int, mask: int, mask_elements: bool, weighs: bool,
-    zeroes: bool, mean: int, rstd: int, counts: int, count: float, sum_g: int, sum_gx: int, dweight: int, dbias: int,
-    dx: int, dresidual: int, centered: bool, measured: bool, sum: bool, input: bool, threads: int, /,
-) -> bool: ...  # fmt: skip
-
-class Pair:
+class Tensors:
     def __init__(
-        self, outer: int, batch: int, group: int, inner: int, channels: int, stride: int, dtype: int, kind: int,
-        arg: float, eps: float, centered: bool, /,
+        self, weight: int = 0, bias: int = 0, residual: int = 0, mask: int = 0, mask_elements: bool = False
+    ) -> None: ...
+
+class Kept:
+    def __init__(
+        self, mean: int = 0, rstd: int = 0, m2: int = 0, counts: int = 0, bits: int = 0, count: float = 0.0
+    ) -> None: ...
+
+class Wanted:
+    def __init__(
+        self, dx: int = 0, dresidual: int = 0, dweight: int = 0, dbias: int = 0, sum_g: int = 0, sum_gx: int = 0
+    ) -> None: ...
+
+class Running:
+    def __init__(
+        self, mean: int, var: int, batches: int, skipped: int, factor: float, unbiased: bool, skip_nonfinite: bool
+    ) -> None: ...
+
+class Norm:
+    def __init__(
+        self, *, partition: list[int], dtype: int, activation: int, argument: float, eps: float, centered: bool,
+        zero_masked: bool,
     ) -> None: ...  # fmt: skip
-    def walks(self) -> bool: ...
-    def forward(
-        self, x: int, weight: int, bias: int, y: int, mean: int, rstd: int, threads: int, running_mean: int,
-        running_var: int, batches: int, skipped: int, factor: float, unbiased: bool, skip_nonfinite: bool, /,
-    ) -> bool: ...  # fmt: skip
-    def given(
-        self, x: int, weight: int, bias: int, y: int, mean: int, var: int, rstd: int, threads: int, /
-    ) -> bool: ...
+    def walks(self, masked: bool) -> bool: ...
+    def measure(self, x: int, y: int, tensors: Tensors, kept: Kept, running: Running | None, threads: int) -> None: ...
+    def normalize(self, x: int, y: int, tensors: Tensors, kept: Kept, threads: int) -> None: ...
+    def given(self, x: int, y: int, tensors: Tensors, kept: Kept, var: int, threads: int) -> None: ...
     def backward(
-        self, dy: int, x: int, weight: int, bias: int, mean: int, rstd: int, dweight: int, dbias: int, dx: int,
-        measured: bool, threads: int, /,
-    ) -> bool: ...  # fmt: skip
+        self, dy: int, x: int, tensors: Tensors, kept: Kept, wanted: Wanted, measured: bool, threads: int
+    ) -> None: ...
+    def sums(self, dy: int, x: int, tensors: Tensors, kept: Kept, wanted: Wanted, threads: int) -> None: ...
+    def input(
+        self, dy: int, x: int, tensors: Tensors, kept: Kept, wanted: Wanted, measured: bool, threads: int
+    ) -> None: ...
 
 def isa() -> str: ...
 def isas() -> list[str]: ...

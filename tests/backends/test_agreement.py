@@ -13,21 +13,32 @@ from tests.cases import ACTIVATIONS, CASES, DTYPES, TOLERANCE, Case, Inputs, inp
 from torch import Tensor
 
 from evenly import backends
-from evenly.backends import composed, reference
+from evenly.backends import native, reference
+from evenly.backends.kernel import Kernel
+from evenly.backends.memory import memory_order
+from evenly.backends.records import Kept, Tensors, Wanted
 from evenly.core.activation import IDENTITY, Activation
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
 
 cpu = backends.import_cpu()
 RELU, GELU, LEAKY = Activation.of("relu"), Activation.of("gelu"), Activation.of("leaky_relu", (0.2,))
-NAMES = ["reference", *([] if cpu is None else [f"cpu {isa}" for isa in cpu.instruction_sets()])]
+NAMES = [
+    *(f"cpu {isa}" for isa in ([] if cpu is None else cpu.instruction_sets())),
+    *(backend.__name__.rpartition(".")[2] for backend in backends.available() if backend is not cpu),
+]
+# What torch has no operator for; the reference does it.
+NOT_NATIVE = {
+    "batch-ghosts", "batch-ghosts-last", "instance-last", "group-image-last", "group-image-middle", "channels",
+}  # fmt: skip
 
 
 @pytest.fixture(params=NAMES)
 def backend(request: pytest.FixtureRequest) -> Iterator[ModuleType]:
-    """Each backend, the kernels once for each instruction set that this machine has."""
+    """Each backend of the registry, the kernels once for each instruction set that this machine has."""
     name = request.param
-    if name == "reference":
-        yield reference
+    if not name.startswith("cpu"):
+        yield {"native": native, "reference": reference}[name]
         return
     assert cpu is not None
     with instruction_set(name.split()[1]):
@@ -46,8 +57,19 @@ def instruction_set(name: str) -> Iterator[None]:
         cpu.use_instruction_set(before)
 
 
+def kernel_of(backend: ModuleType, case: Case, norm: Norm, x: Tensor) -> Kernel:
+    """The backend's kernel; the test is skipped only where torch is known to have no operator."""
+    kernel: Kernel | None = backend.prepare(norm, x, memory_order(x))
+    if backend is native:
+        assert (kernel is None) == (case.name in NOT_NATIVE), case.name
+    if kernel is None:
+        pytest.skip("torch has no operator for this norm")
+    assert kernel.name == backend.__name__.rpartition(".")[2]
+    return kernel
+
+
 def both_ways(
-    steps: ModuleType,
+    backend: ModuleType,
     case: Case,
     given: Inputs,
     dtype: torch.dtype,
@@ -63,34 +85,25 @@ def both_ways(
     statistics = reference.statistics_dtype(dtype)
     x, dy = given.x.to(dtype), given.dy.to(dtype)
     weight, bias = given.weight.to(statistics), given.bias.to(statistics)
-    added = given.residual.to(dtype) if residual else None
-    zero = mask if zeroing else None
-    forward = steps.forward if fused and hasattr(steps, "forward") else _bind(composed.forward, steps)
-    backward = steps.backward if fused and hasattr(steps, "backward") else _bind(composed.backward, steps)
+    tensors = Tensors(weight, bias, given.residual.to(dtype) if residual else None, mask)
     p = case.partition
+    kernel = kernel_of(backend, case, Norm(p, 1e-5, activation, case.centered, zeroing), x)
     if measured:
-        y, moments, rstd, saved = forward(
-            x, p, 1e-5, weight, bias, added, activation, mask=mask, zeroing=zero, centered=case.centered, keep=True
-        )
-        count, mean, m2 = moments.count, moments.mean, moments.m2
+        forward = kernel.forward if fused else kernel.composed_forward
+        y, kept = forward(x, tensors, None, keep=True, **({"spread": True} if fused else {}))  # type: ignore[operator]
     else:
         mean = torch.full((p.outer, p.group), 0.25, dtype=statistics)
-        rstd, count, m2 = mean + 0.5, p.count, mean
-        y, saved = steps.normalize(x, p, mean, rstd, weight, bias, added, activation, zeroing=zero, keep=True)
-    dx, dweight, dbias, dresidual = backward(
-        dy, x, p, mean, rstd, weight, bias, saved, activation, count,
-        mask=mask, zeroing=zero, centered=case.centered, measured=measured, dresidual=residual,
-    )  # fmt: skip
-    found = {"y": y, "mean": mean, "m2": m2, "rstd": rstd, "dx": dx, "dweight": dweight, "dbias": dbias}
-    if residual:
-        found["dresidual"] = dresidual
-    if isinstance(count, Tensor):
-        found["count"] = count
+        y, slope = kernel.normalize(x, tensors, mean, mean + 0.5, keep=True)
+        kept = Kept(mean, mean + 0.5, p.count, slope, False, mean)
+    backward = kernel.backward if fused else kernel.composed_backward
+    without = tensors._replace(residual=None)
+    gradients = backward(dy, x, without, kept, Wanted(True, True, residual))
+    found = {"y": y, "mean": kept.mean, "m2": kept.m2, "rstd": kept.rstd, **gradients._asdict()}
+    if not residual:
+        del found["dresidual"]
+    if isinstance(kept.count, Tensor):
+        found["count"] = kept.count
     return {name: t.double() for name, t in found.items()}
-
-
-def _bind(pair, steps):  # type: ignore[no-untyped-def]
-    return lambda *args, **kwargs: pair(steps, *args, **kwargs)
 
 
 def assert_agree(found: dict[str, Tensor], truth: dict[str, Tensor], case: Case, dtype: torch.dtype) -> None:

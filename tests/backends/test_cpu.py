@@ -14,9 +14,12 @@ import torch
 import evenly
 from evenly import backends
 from evenly.backends import reference
+from evenly.backends.kernel import Kernel
+from evenly.backends.memory import memory_order
+from evenly.backends.records import Given, Tensors, Wanted
 from evenly.backends.running import Running, update
 from evenly.core.activation import IDENTITY, Activation
-from evenly.core.moments import Moments
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
 from evenly.core.running import average
 
@@ -28,6 +31,18 @@ LAYOUTS = {
     "columns": ((8, 40, 40, 6), Partition.of_batch((8, 40, 40, 6), 3)),
     "rows": ((64, 1000), Partition.of_layer((64, 1000), 1)),
 }
+
+
+def kernel(partition: Partition, x: torch.Tensor, activation: Activation = IDENTITY) -> Kernel:
+    """The compiled kernel for inputs like ``x``."""
+    made: Kernel | None = cpu.prepare(Norm(partition, 1e-5, activation), x, memory_order(x))
+    assert made is not None
+    return made
+
+
+def defined(partition: Partition, x: torch.Tensor, activation: Activation = IDENTITY) -> reference.Kernel:
+    """The definition for inputs like ``x``."""
+    return reference.Kernel(Norm(partition, 1e-5, activation), memory_order(x))
 
 
 def python(code: str, **environment: str) -> str:
@@ -44,17 +59,15 @@ def test_one_sweep_is_as_accurate_as_two(layout: str) -> None:
     """At mean 1e4, deviation 1, the error is at most 4 times that of an exact two-pass float32 computation."""
     shape, partition = LAYOUTS[layout]
     x = torch.randn(shape) + 1e4
-    exact = reference.moments(x.double(), partition)
-    truth, _ = reference.normalize(
-        x.double(), partition, exact.mean, torch.rsqrt(exact.var + 1e-5), None, None, None, IDENTITY
-    )
+    exact = defined(partition, x).moments(x.double())
+    truth, _ = defined(partition, x).forward(x.double(), Tensors(), None, keep=False)
     # Two passes with exact sums, everything else in float32.
     mean = exact.mean.float()
     deviation = x.reshape(partition.shape) - mean[:, None, :, None]
     var = deviation.double().square().mean((1, 3)).float()
     two_pass = deviation * torch.rsqrt(var + 1e-5)[:, None, :, None]
 
-    y, _, _, _ = cpu.forward(x, partition, 1e-5, None, None, None, IDENTITY)
+    y, _ = kernel(partition, x).forward(x, Tensors(), None, keep=False)
 
     allowed = 4 * (two_pass.reshape(shape).double() - truth).abs().max()
     assert (y.double() - truth).abs().max() <= allowed
@@ -66,9 +79,9 @@ def test_outliers_first_do_not_spoil_the_shift(layout: str) -> None:
     shape, partition = LAYOUTS[layout]
     x = torch.randn(shape) + 100
     x[:1] = 0
-    exact = reference.moments(x.double(), partition)
+    exact = defined(partition, x).moments(x.double())
 
-    found = cpu.moments(x, partition)
+    found = kernel(partition, x).moments(x)
 
     torch.testing.assert_close(found.mean.double(), exact.mean, rtol=1e-6, atol=1e-6)
     torch.testing.assert_close(found.m2.double(), exact.m2, rtol=1e-5, atol=1e-5)
@@ -86,9 +99,10 @@ def test_same_input_same_bits(layout: str, threads: int) -> None:
     try:
         runs = []
         for _ in range(2):
-            y, m, rstd, saved = cpu.forward(x, partition, 1e-5, weight, None, None, RELU, keep=True)
-            grads = cpu.backward(dy, x, partition, m.mean, rstd, weight, None, saved, RELU, m.count)
-            runs.append([y, m.mean, m.m2, *grads[:3]])
+            norm = kernel(partition, x, RELU)
+            y, kept = norm.forward(x, Tensors(weight), None, keep=True)
+            grads = norm.backward(dy, x, Tensors(weight), kept, Wanted())
+            runs.append([y, kept.mean, kept.rstd, *grads[:3]])
     finally:
         torch.set_num_threads(before)
 
@@ -140,10 +154,10 @@ def test_relu_saves_the_input_and_four_numbers_a_channel() -> None:
     shape, partition = LAYOUTS["planes"]
     x = torch.randn(shape)
 
-    _, moments, rstd, saved = cpu.forward(x, partition, 1e-5, torch.ones(6), torch.ones(6), None, RELU, keep=True)
+    _, kept = kernel(partition, x, RELU).forward(x, Tensors(torch.ones(6), torch.ones(6)), None, keep=True)
 
-    assert saved is None
-    assert moments.mean.numel() + rstd.numel() == 2 * 6
+    assert kept.slope is None and kept.m2 is None
+    assert kept.mean.numel() + kept.rstd.numel() == 2 * 6
 
 
 def test_a_residual_costs_one_bit_an_element() -> None:
@@ -151,11 +165,11 @@ def test_a_residual_costs_one_bit_an_element() -> None:
     shape, partition = LAYOUTS["short planes"]
     x, residual = torch.randn(shape), torch.randn(shape)
 
-    y, _, _, saved = cpu.forward(x, partition, 1e-5, None, None, residual, RELU, keep=True)
+    y, kept = kernel(partition, x, RELU).forward(x, Tensors(residual=residual), None, keep=True)
 
-    assert saved is not None
-    assert saved.nbytes == (x.numel() + 7) // 8
-    assert torch.equal(reference.slope_of_bits(saved, x, RELU), (y > 0).float())
+    assert kept.slope is not None
+    assert kept.slope.nbytes == (x.numel() + 7) // 8
+    assert torch.equal(defined(partition, x, RELU).slope_in_shape(kept.slope, x), (y > 0).float())
 
 
 def test_bits_that_belong_to_no_element_are_zero() -> None:
@@ -165,7 +179,7 @@ def test_bits_that_belong_to_no_element_are_zero() -> None:
     for _ in range(8):
         dirty = torch.full((14,), 255, dtype=torch.uint8)
         del dirty
-        saved = cpu.forward(x, partition, 1e-5, None, None, residual, RELU, keep=True)[3]
+        saved = kernel(partition, x, RELU).forward(x, Tensors(residual=residual), None, keep=True)[1].slope
 
         assert saved is not None
         assert int(saved[-1]) >> 105 % 8 == 0
@@ -182,9 +196,8 @@ def test_running_statistics_follow_the_rule(ghosts: int, unbiased: bool, skip: b
     found, truth = (_buffers(unbiased, skip) for _ in range(2))
 
     for x in batches:
-        m = reference.moments(x, partition)
-        update(truth, Moments(m.count, m.mean, m.m2))
-        cpu.forward(x, partition, 1e-5, None, None, None, IDENTITY, running=found)
+        update(truth, defined(partition, x).moments(x))
+        kernel(partition, x).forward(x, Tensors(), found, keep=False)
 
     torch.testing.assert_close(found.mean, truth.mean, equal_nan=True)
     torch.testing.assert_close(found.var, truth.var, equal_nan=True)
@@ -203,24 +216,27 @@ def test_empty_input() -> None:
     partition = Partition.of_batch((0, 3, 4, 4), 1)
     x = torch.empty(0, 3, 4, 4)
 
-    y, m, rstd, _ = cpu.forward(x, partition, 1e-5, None, None, None, RELU, keep=True)
-    dx, dweight, dbias, _ = cpu.backward(x, x, partition, m.mean, rstd, None, None, None, RELU, m.count)
+    norm = kernel(partition, x, RELU)
+    y, kept = norm.forward(x, Tensors(), None, keep=True)
+    dx, dweight, dbias, _ = norm.backward(x, x, Tensors(), kept, Wanted())
 
+    assert dx is not None and dweight is not None and dbias is not None
     assert y.shape == dx.shape == x.shape
-    assert dweight.tolist() == dbias.tolist() == m.mean[0].tolist() == [0, 0, 0]
-    assert torch.isfinite(rstd).all()
+    assert dweight.tolist() == dbias.tolist() == kept.mean[0].tolist() == [0, 0, 0]
+    assert torch.isfinite(kept.rstd).all()
 
 
 def test_threads_do_not_share_what_one_call_passes_on() -> None:
     """Backward passes of several Python threads at once give what each gives alone."""
     partition = Partition.of_batch((8, 48, 20, 20), 1)
     cases = [(torch.randn(8, 48, 20, 20), torch.randn(8, 48, 20, 20)) for _ in range(4)]
+    norm = kernel(partition, cases[0][0], RELU)
 
     def backward(case: tuple[torch.Tensor, torch.Tensor]) -> list[torch.Tensor]:
         x, dy = case
         for _ in range(20):
-            _, m, rstd, saved = cpu.forward(x, partition, 1e-5, None, None, None, RELU, keep=True)
-            grads = cpu.backward(dy, x, partition, m.mean, rstd, None, None, saved, RELU, m.count)
+            _, kept = norm.forward(x, Tensors(), None, keep=True)
+            grads = norm.backward(dy, x, Tensors(), kept, Wanted())
         return [t for t in grads if t is not None]
 
     alone = [backward(case) for case in cases]
@@ -240,76 +256,100 @@ def test_short_and_long_calls_may_take_different_instruction_sets_and_agree() ->
     torch.testing.assert_close(layer(x[:1]), layer(x)[:1], rtol=1e-5, atol=1e-5)
 
 
-PAIRS = {
-    "batch": (Partition.of_batch((8, 6, 9, 5), 1), (8, 6, 9, 5), True),
-    "batch, channels last": (Partition.of_batch((8, 9, 5, 6), 3), (8, 9, 5, 6), True),
-    "dense": (Partition.of_batch((60, 100), 1), (60, 100), True),
-    "ghosts": (Partition.of_batch((8, 6, 9, 5), 1, 4), (8, 6, 9, 5), True),
-    "group": (Partition.of_group((8, 6, 9, 5), 1, 2), (8, 6, 9, 5), True),
-    "rms": (Partition.of_layer((60, 100), 1), (60, 100), False),
-}
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-@pytest.mark.parametrize("name", PAIRS)
-def test_the_pair_for_like_calls_does_what_the_two_calls_do(name: str, dtype: torch.dtype) -> None:
-    """The same bits of output, statistics, gradients and running statistics."""
-    partition, shape, centered = PAIRS[name]
-    statistics = torch.float64 if dtype == torch.float64 else torch.float32
-    x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
-    weight, bias = (torch.randn(partition.channels, dtype=statistics) for _ in range(2))
-    channelwise = partition.group == partition.channels
-
-    def running() -> Running | None:
-        numbers = (torch.zeros(partition.channels, dtype=statistics), torch.ones(partition.channels, dtype=statistics))
-        return Running(*numbers, average("ema", 0.1), torch.tensor(0), torch.tensor(0)) if channelwise else None
-
-    one, other = running(), running()
-    pair = cpu.pair(x, partition, RELU, 1e-5, centered=centered)
-    y, mean, rstd = pair.forward(x, weight, bias, one)
-    dx, dweight, dbias = pair.backward(dy, x, weight, bias, mean, rstd, measured=True, dx=True)
-    expected, moments, rstd_, _ = cpu.forward(
-        x, partition, 1e-5, weight, bias, None, RELU, centered=centered, keep=True, running=other
-    )
-    gradients = cpu.backward(
-        dy, x, partition, moments.mean, rstd_, weight, bias, None, RELU, partition.count, centered=centered
-    )
-
-    found = [y, mean, rstd, dx, dweight, dbias, *(one[:2] if one else ())]
-    wanted = [expected, moments.mean, rstd_, *gradients[:3], *(other[:2] if other else ())]
-    assert all(torch.equal(a, b) for a, b in zip(found, wanted, strict=True))
-    assert pair.backward(dy, x, weight, bias, mean, rstd, measured=True, dx=False)[0] is None
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
-def test_the_pair_takes_given_variances(dtype: torch.dtype) -> None:
-    """As normalizing by one over their root does, to its rounding; what it wrote there serves backward."""
-    partition, shape, _ = PAIRS["batch"]
-    statistics = torch.float64 if dtype == torch.float64 else torch.float32
+@pytest.mark.parametrize("layout", ["planes", "short planes", "columns"])
+def test_given_variances_are_turned_into_rstd_in_the_kernel(layout: str, dtype: torch.dtype) -> None:
+    """Mean and variance of the channels give what normalizing by one over their root gives, forward and backward."""
+    shape, partition = LAYOUTS[layout]
+    statistics = reference.statistics_dtype(dtype)
     x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     weight, bias, mean = (torch.randn(6, dtype=statistics) for _ in range(3))
-    var, rstd = torch.rand(6, dtype=statistics), torch.empty(6, dtype=statistics)
-    pair = cpu.pair(x, partition, RELU, 1e-5)
+    var = torch.rand(6, dtype=statistics)
+    norm, tensors = kernel(partition, x, RELU), Tensors(weight, bias)
 
-    y = pair.given(x, weight, bias, mean, var, rstd)
-    found = pair.backward(dy, x, weight, bias, mean, rstd, measured=False, dx=True)
-    exact = torch.rsqrt(var.double() + 1e-5).to(statistics)
-    gradients = cpu.backward(
-        dy, x, partition, mean[None], exact[None], weight, bias, None, RELU, partition.count, measured=False
-    )
+    y, kept = norm.forward(x, tensors, Given(mean, var), keep=True)
 
-    torch.testing.assert_close(rstd, exact, rtol=4 * torch.finfo(statistics).eps, atol=0)
-    assert torch.equal(pair.given(x, weight, bias, mean, var), y)
-    assert torch.equal(y, cpu.normalize(x, partition, mean[None], rstd[None], weight, bias, None, RELU)[0])
-    for a, b in zip(found, gradients[:3], strict=True):
+    exact = torch.rsqrt(var.double() + 1e-5).to(statistics)[None]
+    torch.testing.assert_close(kept.rstd, exact, rtol=4 * torch.finfo(statistics).eps, atol=0)
+    assert torch.equal(y, norm.normalize(x, tensors, mean[None], kept.rstd, keep=False)[0])
+    assert torch.equal(norm.forward(x, tensors, Given(mean, var), keep=False)[0], y)
+    found = norm.backward(dy, x, tensors, kept, Wanted())
+    expected = norm.composed_backward(dy, x, tensors, kept, Wanted())
+    for a, b in zip(found[:3], expected[:3], strict=True):
         torch.testing.assert_close(a, b)
 
 
-def test_the_pair_refuses_vectors_that_it_cannot_read() -> None:
-    """Another type, another length, gaps: then the call goes the long way, where each is seen to."""
-    partition, shape, _ = PAIRS["batch"]
-    pair = cpu.pair(torch.randn(shape), partition, RELU, 1e-5)
+VECTORS = {
+    "another type": lambda t: t.double(),
+    "gaps": lambda t: t.repeat_interleave(2)[::2],
+    "half precision": lambda t: t.bfloat16(),
+    "lazily negated": lambda t: torch._neg_view(-t),
+    "an imaginary part": lambda t: torch.complex(torch.zeros(6), -t).conj().imag,
+    "an expanded number": lambda t: torch.full((1,), 2.0).expand(6),
+    "zeros without memory": lambda t: torch._efficientzerotensor(6),
+}
 
-    assert pair.takes(None, torch.ones(6))
-    for vector in (torch.ones(6, dtype=torch.float64), torch.ones(5), torch.ones(12)[::2], torch.ones(6).bfloat16()):
-        assert not pair.takes(torch.ones(6), vector)
+
+@pytest.mark.parametrize("kind", VECTORS)
+def test_every_vector_is_read_as_torch_reads_it(kind: str) -> None:
+    """Weight, bias, mean and variance of another type or layout, lazily negated or without memory."""
+    shape, partition = LAYOUTS["planes"]
+    x, dy = torch.randn(shape), torch.randn(shape)
+    vector = VECTORS[kind](torch.tensor([1.0, 2.0, -1.5, 0.5, 4.0, -2.0]))
+    plain = torch.zeros(6) + vector.float()
+    norm = kernel(partition, x, RELU)
+
+    for spoiled in ({"weight": vector}, {"bias": vector}):
+        y, kept = norm.forward(x, Tensors(**spoiled), None, keep=True)
+        grads = norm.backward(dy, x, Tensors(**spoiled), kept, Wanted())
+        good = Tensors(**dict.fromkeys(spoiled, plain))
+        y_, kept_ = norm.forward(x, good, None, keep=True)
+        assert torch.equal(y, y_)
+        expected = norm.backward(dy, x, good, kept_, Wanted())
+        assert all(torch.equal(a, b) for a, b in zip(grads[:3], expected[:3], strict=True))
+    found = norm.forward(x, Tensors(), Given(vector, vector.abs()), keep=False)[0]
+    assert torch.equal(found, norm.forward(x, Tensors(), Given(plain, plain.abs()), keep=False)[0])
+
+
+TENSORS = {
+    "another layout": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "expanded": lambda t: t[:1].expand(t.shape),
+    "lazily negated": lambda t: torch._neg_view(-t),
+    "another type": lambda t: t.double(),
+    "zeros without memory": lambda t: torch._efficientzerotensor(t.shape),
+}
+
+
+@pytest.mark.parametrize("which", ["x", "dy", "residual", "saved x"])
+@pytest.mark.parametrize("kind", TENSORS)
+def test_every_tensor_is_brought_into_the_order_of_the_walk(kind: str, which: str) -> None:
+    """Input, its gradient, residual and what backward gets back, in any layout: as equal values in the plan's own."""
+    shape, partition = LAYOUTS["planes"]
+    x, dy, residual = torch.randn(shape), torch.randn(shape), torch.randn(shape)
+    norm = kernel(partition, x, RELU)
+
+    def run(spoil):  # type: ignore[no-untyped-def]
+        a = {name: spoil(t) if name == which else t for name, t in (("x", x), ("dy", dy), ("residual", residual))}
+        y, kept = norm.forward(a["x"], Tensors(residual=a["residual"]), None, keep=True)
+        saved = spoil(a["x"]) if which == "saved x" else a["x"]
+        return [y, *norm.backward(a["dy"], saved, Tensors(), kept, Wanted(dresidual=True))]
+
+    found = run(TENSORS[kind])
+    expected = run(lambda t: TENSORS[kind](t).to(t.dtype).clone(memory_format=torch.contiguous_format) + 0)
+
+    for a, b in zip(found, expected, strict=True):
+        assert (a is None and b is None) or torch.equal(a, b)
+
+
+def test_a_tensor_of_another_size_is_refused() -> None:
+    """Nothing is read beyond an end: a vector or tensor of another length is an error that names both sizes."""
+    shape, partition = LAYOUTS["planes"]
+    x = torch.randn(shape)
+    norm = kernel(partition, x)
+
+    with pytest.raises(ValueError, match="5 elements where 6"):
+        norm.forward(x, Tensors(torch.ones(5)), None, keep=False)
+    with pytest.raises(ValueError, match="running_var has 5 elements"):
+        norm.forward(x, Tensors(), Given(torch.ones(6), torch.ones(5)), keep=False)
+    with pytest.raises(ValueError, match=r"\(8, 6, 40, 39\)"):
+        norm.forward(x[..., :39], Tensors(), None, keep=False)

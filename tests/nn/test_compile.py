@@ -137,7 +137,8 @@ def test_operators_are_sound(masked: bool) -> None:
     x, r = (torch.randn(4, 3, 5, requires_grad=True) for _ in range(2))
     weight, bias = (torch.randn(3, requires_grad=True) for _ in range(2))
     mask = (torch.rand(20) > 0.3).float() if masked else None
-    arguments = (x, weight, bias, r, mask, None, None, [1, 4, 3, 5, 3, 5], 1e-5, "relu", 0.0, True, masked, True)
+    norm = ([1, 4, 3, 5, 3, 5], [0, 1, 2], 1e-5, "relu", 0.0, True, masked, True)
+    arguments = (x, weight, bias, r, mask, None, None, *norm)
 
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

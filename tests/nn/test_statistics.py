@@ -251,10 +251,12 @@ def test_a_batch_between_forward_and_backward_changes_no_gradient(backend: str, 
 
 
 def test_buffers_of_another_length_are_refused_before_anything_is_written() -> None:
-    """A variance that does not fit the mean raises, and the mean stays."""
-    layer = evenly.BatchNorm2d(4)
-    layer.running_var = torch.ones(2)
+    """A variance that does not fit the channels raises, in training and in evaluation, and the mean stays."""
+    for make in (evenly.BatchNorm2d, lambda n: evenly.InstanceNorm2d(n, track_running_stats=True)):
+        for training in (True, False):
+            layer = make(4).train(training)
+            layer.running_var = torch.ones(2)
 
-    with pytest.raises(RuntimeError, match="size"):
-        layer(torch.randn(4, 4, 5, 5) + 3)
-    assert torch.equal(layer.running_mean, torch.zeros(4))
+            with pytest.raises(ValueError, match="running_var has shape"):
+                layer(torch.randn(4, 4, 5, 5) + 3)
+            assert torch.equal(layer.running_mean, torch.zeros(4))

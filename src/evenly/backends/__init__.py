@@ -1,81 +1,90 @@
-"""Backends: modules with the four steps. This file chooses one."""
+"""Backends: modules that make kernels. This file is the registry, and chooses one."""
 
 from __future__ import annotations
 
 import os
+from contextvars import ContextVar, Token
+from functools import cache
 from importlib import import_module
 from types import ModuleType
 
 from torch import Tensor
 
-from evenly.backends import reference
+from evenly.backends import native, reference
+from evenly.backends.kernel import Kernel
+from evenly.core.norm import Norm
 
-NAMES = ("auto", "cpu", "triton", "reference")
-_forced = "auto"
+REGISTRY = ("cpu", "native", "reference")
+"""The backends, in the order in which they are asked whether they serve a tensor."""
 
-
-def choose(x: Tensor) -> ModuleType:
-    """The backend for ``x``: the forced one, else the CPU kernels where they serve, else the reference."""
-    if _forced == "reference":
-        return reference
-    cpu = import_cpu()
-    if cpu is not None and cpu.serves(x):
-        return cpu
-    return reference
+NAMES = ("auto", *REGISTRY)
+_default = "auto"
+_of_context: ContextVar[str | None] = ContextVar("evenly_backend", default=None)
 
 
-def forced() -> bool:
-    """Whether a backend was asked for by name."""
-    return _forced != "auto"
+def prepare(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel:
+    """The kernel for inputs like ``x``: of the backend asked for, else of the first that serves it.
+
+    Args:
+        norm: what is constant.
+        x: an input like all that will come, dense in ``order``.
+        order: its axes in memory order.
+    """
+    name = chosen()
+    for backend in available() if name == "auto" else (available_by_name(name),):
+        if backend is not None and backend.serves(x):
+            kernel: Kernel | None = backend.prepare(norm, x, order)
+            if kernel is not None:
+                return kernel
+    return reference.prepare(norm, x, order)
 
 
-def reference_alone() -> bool:
-    """Whether the reference was asked for, whatever else there is."""
-    return _forced == "reference"
+def chosen() -> str:
+    """The name that `use_backend` set, for this context or for the process."""
+    return _of_context.get() or _default
 
 
+@cache
+def available() -> tuple[ModuleType, ...]:
+    """The backends of this installation, in the order of the registry."""
+    return tuple(backend for name in REGISTRY if (backend := available_by_name(name)) is not None)
+
+
+def available_by_name(name: str) -> ModuleType | None:
+    """A backend of the registry, or None where it was not built."""
+    return {"native": native, "reference": reference}.get(name) or import_cpu()
+
+
+@cache
 def import_cpu() -> ModuleType | None:
     """The CPU backend, or None where its extension was not built."""
-    global _cpu, _cpu_looked_for
-    if not _cpu_looked_for:
-        _cpu_looked_for = True
-        try:
-            _cpu = import_module("evenly.backends.cpu")
-        except ImportError as error:
-            _warn_pure(error)
-    return _cpu
-
-
-_cpu: ModuleType | None = None
-_cpu_looked_for = False
+    try:
+        return import_module("evenly.backends.cpu")
+    except ImportError as error:
+        _warn_pure(error)
+        return None
 
 
 def _warn_pure(error: ImportError) -> None:
     import warnings
 
     warnings.warn(
-        f"evenly's CPU kernels are not built ({error}); every layer runs on torch operations, "
-        "several times slower. Install a C++17 compiler and reinstall evenly.",
+        f"evenly's CPU kernels are not built ({error}); every layer runs on torch's operators. "
+        "Install a C++17 compiler and reinstall evenly.",
         RuntimeWarning,
         stacklevel=5,
     )
 
 
-def _checked(name: str) -> str:
-    if name not in NAMES:
-        raise ValueError(f"unknown backend {name!r}; known are {', '.join(NAMES)}.")
-    if name == "cpu" and import_cpu() is None:
-        raise RuntimeError("the CPU kernels are not built; install a C++17 compiler and reinstall evenly.")
-    if name == "triton":
-        raise RuntimeError('the Triton kernels are not part of this version; use "auto".')
-    return name
-
-
 class use_backend:  # noqa: N801  # read as a verb, like torch.no_grad
-    """Force a backend, for the process or for a ``with`` block.
+    """Choose a backend, for the process or for a ``with`` block.
+
+    A plain call sets the process's default. ``with`` chooses for the block alone, in this thread: other
+    threads keep theirs. The backend of a forward pass is also that of its backward pass. Where the
+    chosen one has no kernel for a norm, the reference does it.
 
     Args:
-        name: ``"auto"``, ``"cpu"`` or ``"reference"`` (``"triton"`` is reserved). The variable
+        name: ``"auto"``, ``"cpu"``, ``"native"`` (torch's operators) or ``"reference"``. The variable
             ``EVENLY_BACKEND`` sets it at import.
 
     Raises:
@@ -88,15 +97,22 @@ class use_backend:  # noqa: N801  # read as a verb, like torch.no_grad
     """
 
     def __init__(self, name: str) -> None:
-        global _forced
-        self._before, _forced = _forced, _checked(name)
+        global _default
+        if name not in NAMES:
+            raise ValueError(f"unknown backend {name!r}; known are {', '.join(NAMES)}.")
+        if name == "cpu" and import_cpu() is None:
+            raise RuntimeError("the CPU kernels are not built; install a C++17 compiler and reinstall evenly.")
+        self._name, self._before, _default = name, _default, name
+        self._tokens: list[Token[str | None]] = []
 
     def __enter__(self) -> use_backend:
+        global _default
+        _default = self._before  # what was meant for the block alone
+        self._tokens.append(_of_context.set(self._name))
         return self
 
     def __exit__(self, *exception: object) -> None:
-        global _forced
-        _forced = self._before
+        _of_context.reset(self._tokens.pop())
 
 
 if "EVENLY_BACKEND" in os.environ:

@@ -41,6 +41,7 @@ class Running(NamedTuple):
         unbiased: whether the unbiased variance is averaged (PyTorch) or the biased (Keras).
         skip_nonfinite: whether a batch with a NaN or infinity is left out as a whole.
         pending: micro-batches waiting to be pooled; None: every batch enters at once.
+        enters: whether the batch enters at all; else the buffers are only looked at.
     """
 
     mean: Tensor
@@ -51,6 +52,7 @@ class Running(NamedTuple):
     unbiased: bool = True
     skip_nonfinite: bool = True
     pending: Pending | None = None
+    enters: bool = True
 
     def factor(self) -> float | Tensor:
         """Weight of the batch at hand: a number, or a 0-d tensor where the counter decides it."""

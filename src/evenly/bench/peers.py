@@ -12,11 +12,13 @@ from torch import Tensor, nn
 
 import evenly
 from evenly import backends
+from evenly.backends.kernel import Kernel
+from evenly.backends.records import Gradients, Kept, Tensors, Wanted
 from evenly.bench.judge import EPS, Affine, Inputs, Outcome, make_affine
 from evenly.bench.shapes import Case
 from evenly.bench.timing import Trial
 from evenly.core.activation import Activation
-from evenly.core.moments import Moments
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
 from evenly.nn.layout import layout
 
@@ -121,8 +123,10 @@ class KernelPeer:
     def load(self, inputs: Sequence[Inputs]) -> None:
         """See `evenly.bench.timing.Trial`."""
         self._inputs = list(inputs)
-        shape, channel, _, _ = layout(self._inputs[0].x, 1)
-        self._partition = Partition.of_batch(shape, channel)
+        x = self._inputs[0].x
+        lies = layout(x, 1)
+        norm = Norm(Partition.of_batch(lies.shape, lies.channel), EPS, self._activation)
+        self._kernel: Kernel = self._cpu.prepare(norm, x, lies.order)
 
     def steps(self, first: int, number: int) -> tuple[float, float]:
         """See `evenly.bench.timing.Trial`."""
@@ -132,7 +136,7 @@ class KernelPeer:
             start = perf_counter()
             there = self._there(inputs)
             middle = perf_counter()
-            self._back(inputs, *there[1:])
+            self._back(inputs, there[1])
             del there
             end = perf_counter()
             forward += middle - start
@@ -142,22 +146,18 @@ class KernelPeer:
     def outcome(self, inputs: Inputs) -> Outcome:
         """See `Peer`."""
         self.load([inputs])
-        y, moments, rstd, saved = self._there(self._inputs[0])
-        return Outcome(y, *self._back(self._inputs[0], moments, rstd, saved))
+        y, kept = self._there(self._inputs[0])
+        dx, dweight, dbias, dresidual = self._back(self._inputs[0], kept)
+        assert dx is not None and dweight is not None and dbias is not None
+        return Outcome(y, dx, dweight, dbias, dresidual)
 
-    def _there(self, inputs: Inputs) -> tuple[Tensor, Moments, Tensor, Tensor | None]:
-        found: tuple[Tensor, Moments, Tensor, Tensor | None] = self._cpu.forward(
-            inputs.x, self._partition, EPS, self._weight, self._bias, inputs.residual, self._activation,
-            keep=True, spread=False,
-        )  # fmt: skip
-        return found
+    def _there(self, inputs: Inputs) -> tuple[Tensor, Kept]:
+        tensors = Tensors(self._weight, self._bias, inputs.residual)
+        return self._kernel.forward(inputs.x, tensors, None, keep=True)
 
-    def _back(self, inputs: Inputs, moments: Moments, rstd: Tensor, saved: Tensor | None) -> tuple[Any, ...]:
-        found: tuple[Any, ...] = self._cpu.backward(
-            inputs.dy, inputs.x, self._partition, moments.mean, rstd, self._weight, self._bias, saved,
-            self._activation, moments.count, dresidual=self._residual,
-        )  # fmt: skip
-        return found
+    def _back(self, inputs: Inputs, kept: Kept) -> Gradients:
+        tensors = Tensors(self._weight, self._bias)
+        return self._kernel.backward(inputs.dy, inputs.x, tensors, kept, Wanted(dresidual=self._residual))
 
 
 def eager(case: Case) -> Peer:

@@ -10,6 +10,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from evenly.core.activation import ActivationName
+
 Norm = Literal["batch", "group", "instance", "layer", "rms"]
 Layout = Literal["first", "last"]
 
@@ -32,7 +34,7 @@ class Case:
     norm: Norm
     shape: tuple[int, ...]
     times: int = 1
-    activation: str | None = "relu"
+    activation: ActivationName | None = "relu"
     residual: bool = False
     dtype: str = "float32"
     layout: Layout = "first"
@@ -106,7 +108,7 @@ def _with_residual(name: str, found: list[Case]) -> list[Case]:
     ]
 
 
-def _images(rows: str, activation: str = "relu") -> Callable[[int], Iterable[Case]]:
+def _images(rows: str, activation: ActivationName = "relu") -> Callable[[int], Iterable[Case]]:
     """Cases from words ``channels@size`` or ``channels@size*times``; sizes of volumes end in ``^3``."""
 
     def make(samples: int) -> Iterable[Case]:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
+ActivationName = Literal["relu", "relu6", "leaky_relu", "elu", "silu", "gelu"]
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -25,7 +27,7 @@ class Kind:
     invertible: bool
 
 
-KINDS: dict[str | None, Kind] = {
+KINDS: dict[ActivationName | None, Kind] = {
     None: Kind(0, (), "none", True),
     "relu": Kind(1, (), "sign", False),
     "relu6": Kind(2, (), "sign", False),
@@ -52,22 +54,23 @@ class Activation:
         Activation(name='leaky_relu', arg=0.2)
     """
 
-    name: str | None = None
+    name: ActivationName | None = None
     arg: float = 0.0
 
     @classmethod
     def of(cls, name: str | None, args: tuple[float, ...] = ()) -> Activation:
         """The activation called ``name`` with ``args``, missing ones at torch's defaults."""
-        if name not in KINDS:
-            known = ", ".join(f'"{k}"' for k in KINDS if k)
-            raise ValueError(f"unknown activation {name!r}; known are None, {known}.")
-        parameters = KINDS[name].parameters
+        known = next((k for k in KINDS if k == name), "unknown")
+        if known == "unknown":
+            listed = ", ".join(f'"{k}"' for k in KINDS if k)
+            raise ValueError(f"unknown activation {name!r}; known are None, {listed}.")
+        parameters = KINDS[known].parameters
         args = tuple(args)
         if len(args) > len(parameters):
             takes = ", ".join(f"{p}={d}" for p, d in parameters) or "no parameter"
             raise ValueError(f"activation {name!r} takes {takes}, got activation_args={args}.")
         values = args + tuple(default for _, default in parameters[len(args) :])
-        return cls(name, float(values[0]) if values else 0.0)
+        return cls(known, float(values[0]) if values else 0.0)
 
     @property
     def kind(self) -> Kind:

@@ -8,16 +8,18 @@ from typing import Any, NamedTuple
 from keras import ops
 from torch import Tensor
 
+from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Running
+from evenly.core.activation import Activation
 from evenly.core.moments import Moments
 from evenly.core.running import ema
 from evenly.keras import shortcut
 from evenly.keras.activation import split
 from evenly.keras.statistics import renormalize, spread, update
 from evenly.nn import functional
-from evenly.nn.batch import Extras, Small
 from evenly.nn.batch import batch as normalize
-from evenly.nn.recompute import recomputing
+from evenly.nn.settings import Settings, known
+from evenly.nn.situation import recomputing
 from evenly.nn.sync import Processes, processes
 
 try:  # Keras has no public way to ask; without this one every update goes the long way
@@ -43,8 +45,8 @@ def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Te
         mask = ops.convert_to_tensor(mask)
         mask = mask if mask.is_floating_point() else mask != 0
     fused, after = split(layer.activation)
-    extras = Extras(fused, None, mask, layer.zero_masked)
-    y = _measured(layer, x, extras) if training else _given(layer, x, extras)
+    settings = _settings(layer, fused)
+    y = _measured(layer, x, mask, settings) if training else _given(layer, x, mask, settings)
     if after is not None:
         y = after(y)
         if mask is not None and layer.zero_masked:
@@ -72,32 +74,36 @@ def group(layer: Any, inputs: Tensor) -> Tensor:
     return y if after is None else after(y)
 
 
-def _given(layer: Any, x: Tensor, extras: Extras) -> Tensor:
-    weight, bias, mean, var = _values(layer, x)
-    return normalize(x, weight, bias, layer.epsilon, extras, given=(mean, var), channel=layer.axis)
+def _settings(layer: Any, fused: Activation) -> Settings:
+    """What the layer's arguments come to; one value per channel passes, to become beta, as in Keras."""
+    asked = layer.epsilon, fused, layer.axis, layer.zero_masked
+    return known(
+        ("keras", asked),
+        lambda: Settings("batch", layer.epsilon, fused, layer.axis, zero_masked=layer.zero_masked, single="pass"),
+    )
 
 
-def _measured(layer: Any, x: Tensor, extras: Extras) -> Tensor:
+def _given(layer: Any, x: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
     weight, bias, mean, var = _values(layer, x)
-    writes = not (layer.renorm or recomputing())
+    return normalize(x, Tensors(weight, bias, None, mask), Given(mean, var), settings)
+
+
+def _measured(layer: Any, x: Tensor, mask: Tensor | None, settings: Settings) -> Tensor:
+    weight, bias, mean, var = _values(layer, x)
+    enters = not (layer.renorm or recomputing())
     # In a stateless or symbolic scope Keras must see the update, not suffer it; else the kernel writes in place.
-    aside = writes and in_stateless_scope()
+    aside = enters and in_stateless_scope()
     if aside:
         mean, var = mean.detach().clone(), var.detach().clone()
-    running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False)
+    running = Running(mean, var, ema(1.0 - layer.momentum), unbiased=False, enters=enters)
     y = normalize(
-        x, weight, bias, layer.epsilon, extras, running=running, writes=writes,
-        small=_PASS._replace(renorm=_Corrections(layer)) if layer.renorm else _PASS,  # type: ignore[arg-type]
-        channel=layer.axis, group=_group(layer, x),
+        x, Tensors(weight, bias, None, mask), running, settings, _group(layer, x),
+        _Corrections(layer) if layer.renorm else None,
     )  # fmt: skip
     if aside:
         layer.moving_mean.assign(mean)
         layer.moving_variance.assign(var)
     return y
-
-
-# One value per channel passes, to become beta, as in Keras.
-_PASS = Small("pass")
 
 
 class _Corrections(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from operator import attrgetter
 from typing import Any
 
 import torch
@@ -10,17 +11,16 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Pending, Running
 from evenly.core import running as averages
-from evenly.core.activation import Activation
+from evenly.core.activation import Activation, ActivationName
 from evenly.nn import check, lazy
-from evenly.nn.batch import Extras, batch
-from evenly.nn.fused import Fused
-from evenly.nn.held import held
+from evenly.nn.batch import batch
+from evenly.nn.layer import Fused, leaf, state_of, traced
 from evenly.nn.renorm import Renorm
-from evenly.nn.settled import settled
+from evenly.nn.settings import Settings, settings_of
 from evenly.nn.sync import Processes, processes
-from evenly.nn.traced import leaf, traced
 from evenly.nn.tracked import Tracked
 
 
@@ -115,7 +115,7 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         *,
         bias: bool = True,
         scale: bool = True,
-        activation: str | None = None,
+        activation: ActivationName | None = None,
         activation_args: tuple[float, ...] = (),
         inplace: bool = False,
         average: str = "ema",
@@ -170,28 +170,33 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
         if self._checks_rank:
             self._check_input_dim(input)
-        extras, small, average = settled(self)
-        if residual is not None or mask is not None or activation is not None:
-            extras = Extras(self._activation(activation), residual, mask, self.zero_masked)
-        given, running = self._statistics(average)
-        return batch(
-            input, held(self, "weight"), held(self, "bias"), self.eps, extras, given=given, running=running,
-            small=small, channel=self.channel, group=self._processes() if self.sync else None, inplace=self.inplace,
+        settings = self._settings(activation)
+        tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual, mask)
+        return batch(input, tensors, self._statistics(), settings, self._processes() if self.sync else None)
+
+    _asked = attrgetter(
+        "eps", "activation", "activation_args", "channel", "ghosts", "zero_masked", "single", "renorm", "inplace"
+    )
+
+    def _make_settings(self) -> Settings:
+        return settings_of(
+            "batch", self.eps, self.activation, self.activation_args, channel=self.channel, parts=self.ghosts,
+            zero_masked=self.zero_masked, single=self.single, renorm=self.renorm, inplace=self.inplace,
         )  # fmt: skip
 
-    def _statistics(self, average: averages.Average) -> tuple[tuple[Tensor, Tensor] | None, Running | None]:
+    def _statistics(self) -> Running | Given | None:
         """The statistics to use, or the buffers to update: torch's three flags, read in one place."""
-        mean, var = held(self, "running_mean"), held(self, "running_var")
+        mean, var = state_of(self, "running_mean"), state_of(self, "running_var")
         if mean is None or var is None:
-            return None, None
+            return None
         if not self.training or self.frozen:
-            return (mean, var), None
+            return Given(mean, var)
         if not self.track_running_stats:
-            return None, None
-        batches, skipped = held(self, "num_batches_tracked"), self._buffers.get("skipped_batches")
-        pending = self._pending() if self.accumulate > 1 else None
-        return None, Running(
-            mean, var, average, batches, skipped, self.unbiased, self.nonfinite == "skip", pending
+            return None
+        return Running(
+            mean, var, averages.average(self.average, self.momentum), state_of(self, "num_batches_tracked"),
+            self._buffers.get("skipped_batches"), self.unbiased, self.nonfinite == "skip",
+            self._pending() if self.accumulate > 1 else None,
         )  # fmt: skip
 
     def _processes(self) -> Processes | None:

@@ -1,10 +1,11 @@
-"""The door: wrong arguments are refused here, once, before anything is changed."""
+"""Wrong arguments are refused here, once, before anything is changed."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from math import prod
 
+import torch
 from torch import Tensor
 
 
@@ -42,6 +43,15 @@ def check_residual(x: Tensor, residual: Tensor | None) -> None:
             f"residual has shape {tuple(residual.shape)}, but the input has {tuple(x.shape)}; they must be equal "
             "(residual.expand_as(x) broadcasts)."
         )
+
+
+def with_residual(x: Tensor, residual: Tensor | None) -> tuple[Tensor, Tensor | None]:
+    """Input and residual in their common type, as torch's addition would have them; refused where shapes differ."""
+    check_residual(x, residual)
+    if residual is None or residual.dtype == x.dtype:
+        return x, residual
+    dtype = torch.promote_types(x.dtype, residual.dtype)
+    return x.to(dtype), residual.to(dtype)
 
 
 def check_batch_eps(eps: float, training: bool) -> None:

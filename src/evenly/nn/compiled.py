@@ -14,44 +14,39 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenly import backends
-from evenly.backends import composed, reference
+from evenly.backends import reference
+from evenly.backends.activations import bits_of_slope
+from evenly.backends.kernel import Kernel
+from evenly.backends.memory import in_order
+from evenly.backends.records import Given, Kept, Tensors, Wanted
 from evenly.backends.running import Running
 from evenly.core.activation import Activation
 from evenly.core.moments import Moments
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
-from evenly.nn.normalize import Call, Given, enter, forward, in_memory_order_of
-from evenly.nn.recompute import recomputing
+from evenly.nn.call import Call
+from evenly.nn.enter import enter
+from evenly.nn.plan import prepared
+from evenly.nn.situation import recomputing
 
 
-def normalize_compiled(
-    x: Tensor,
-    call: Call,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    residual: Tensor | None,
-    mask: Tensor | None,
-    given: Given | None,
-    running: Running | None,
-) -> Tensor:
-    """What `evenly.nn.normalize.normalize` does, in operators a graph can hold."""
-    if residual is not None:
-        residual = in_memory_order_of(x, residual)
-    p = call.partition
-    mean, rstd = given if given is not None else (None, None)
+def normalize(x: Tensor, tensors: Tensors, call: Call) -> Tensor:
+    """What `evenly.nn.path.normalize` does, in operators a graph can hold."""
+    norm, order = call.plan.norm, call.plan.order
+    p, statistics = norm.partition, call.statistics
+    mean = rstd = None
+    if isinstance(statistics, Given):
+        mean, rstd = reference.Kernel(norm, order).given(x, statistics, copy=torch.is_grad_enabled())
     y, mean, rstd, m2, _ = torch.ops.evenly.normalize(
-        x, weight, bias, residual, mask, mean, rstd,
-        [p.outer, p.batch, p.group, p.inner, p.channels, p.stride], call.eps,
-        call.activation.name or "", call.activation.arg, call.centered, call.zero_masked, torch.is_grad_enabled(),
+        x, *tensors, mean, rstd,
+        [p.outer, p.batch, p.group, p.inner, p.channels, p.stride], list(order), norm.eps,
+        norm.activation.name or "", norm.activation.arg, norm.centered, norm.zero_masked, torch.is_grad_enabled(),
     )  # fmt: skip
-    if running is not None:
-        enter(running, Moments(_count(mask, p), mean.detach(), m2.detach()))
+    if isinstance(statistics, Running):
+        count = p.count if tensors.mask is None else reference.counts(tensors.mask, p)
+        enter(statistics, Moments(count, mean.detach(), m2.detach()))
     result: Tensor = y
     return result
-
-
-def _count(mask: Tensor | None, partition: Partition) -> int | Tensor:
-    return partition.count if mask is None else reference.counts(mask, partition)
 
 
 @torch.library.custom_op("evenly::counts", mutates_args=())
@@ -75,6 +70,7 @@ def _normalize(
     mean: Tensor | None,
     rstd: Tensor | None,
     partition: Sequence[int],
+    order: Sequence[int],
     eps: float,
     activation: str,
     argument: float,
@@ -83,21 +79,43 @@ def _normalize(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """``(y, mean, rstd, m2, bits)``; what was given, or is not needed, is returned empty."""
-    call = Call(Partition(*partition), eps, Activation(activation or None, argument), centered, zero_masked)
-    given = None if mean is None or rstd is None else Given(mean, rstd)
-    y, moments, rstd_, saved = forward(x, call, weight, bias, residual, mask, given, None, keep=keep)
+    norm = _norm_of(partition, eps, activation, argument, centered, zero_masked)
+    kernel = _kernel(norm, x, order)
+    tensors, none = Tensors(weight, bias, residual, mask), x.new_empty(0, dtype=reference.statistics_dtype(x.dtype))
+    if mean is not None and rstd is not None:
+        y, slope = kernel.normalize(x, tensors, mean, rstd, keep=keep)
+        kept = Kept(mean, rstd, norm.partition.count, slope, False)
+        statistics = (none, none.clone(), none.clone())
+    else:
+        y, kept = kernel.forward(x, tensors, None, keep=keep, spread=True)
+        assert kept.m2 is not None
+        statistics = (kept.mean, kept.rstd, kept.m2)
     bits = x.new_empty(0, dtype=torch.uint8)
-    if _keeps_bits(residual, call.activation, keep):
-        if saved is None or saved.dtype != torch.uint8:
-            z, _ = reference.normalize(
-                x, call.partition, moments.mean, rstd_, weight, bias, residual, Activation()
-            )  # fmt: skip
-            saved = reference.bits_of_slope(z, call.activation)
-        bits = saved
-    y = y if not y._is_view() else torch.empty_like(x).copy_(y)
-    if mean is not None:
-        return y, mean.new_empty(0), mean.new_empty(0), mean.new_empty(0), bits
-    return y, moments.mean, rstd_, moments.m2, bits
+    if _keeps_bits(residual, norm.activation, keep):
+        bits = (
+            kept.slope
+            if kept.slope is not None and kept.slope.dtype == torch.uint8
+            else _bits(x, tensors, kept, norm, order)
+        )
+    return _fresh(y, x), *statistics, bits
+
+
+def _bits(x: Tensor, tensors: Tensors, kept: Kept, norm: Norm, order: Sequence[int]) -> Tensor:
+    """The bits of slopes, where the backend makes none."""
+    linear = reference.Kernel(Norm(norm.partition, norm.eps, centered=norm.centered), tuple(order))
+    z, _ = linear.normalize(x, tensors, kept.mean, kept.rstd, keep=False)
+    return bits_of_slope(z.permute(*order), norm.activation)
+
+
+def _norm_of(
+    partition: Sequence[int], eps: float, activation: str, argument: float, centered: bool, zero_masked: bool
+) -> Norm:
+    return Norm(Partition(*partition), eps, Activation(activation or None, argument), centered, zero_masked)
+
+
+def _kernel(norm: Norm, x: Tensor, order: Sequence[int]) -> Kernel:
+    """The kernel of the backend that is chosen when the graph runs."""
+    return prepared(norm, in_order(x, tuple(order)), tuple(order))
 
 
 @_normalize.register_fake
@@ -110,6 +128,7 @@ def _(
     mean: Tensor | None,
     rstd: Tensor | None,
     partition: Sequence[int],
+    order: Sequence[int],
     eps: float,
     activation: str,
     argument: float,
@@ -134,19 +153,19 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, measured_mean, measured_rstd, _, bits = output
     if not ctx.given:
         mean, rstd = measured_mean, measured_rstd
-    curved = residual if settings[2] and Activation(settings[2]).kind.slope != "sign" else None
+    curved = residual if settings[3] and Activation(settings[3]).kind.slope != "sign" else None
     ctx.save_for_backward(x, weight, bias, curved, mask, mean, rstd, bits)
     ctx.settings, ctx.residual = settings, residual is not None
 
 
 def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
     x, weight, bias, curved, mask, mean, rstd, bits = ctx.saved_tensors
-    partition, _, activation, argument, centered, zero_masked, _ = ctx.settings
+    partition, order, eps, activation, argument, centered, zero_masked, _ = ctx.settings
     need_x, need_w, need_b, need_r = ctx.needs_input_grad[:4]
-    own_residual = need_r and (bool(activation) or zero_masked)
+    own_residual = need_r and (bool(activation) or (zero_masked and mask is not None))
     dx, dweight, dbias, dresidual = torch.ops.evenly.normalize_backward(
         dy, x, weight, bias, curved, bits if ctx.residual else None, mask, mean, rstd,
-        partition, activation, argument, centered, zero_masked, not ctx.given,
+        partition, order, eps, activation, argument, centered, zero_masked, not ctx.given,
         need_x, need_w or need_b, own_residual,
     )  # fmt: skip
     return (
@@ -154,7 +173,7 @@ def _backward(ctx: Any, dy: Tensor, *_: Any) -> tuple[Tensor | None, ...]:
         dweight.to(weight.dtype) if need_w else None,
         dbias.to(bias.dtype) if need_b else None,
         (dresidual if own_residual else dy) if need_r else None,
-        *(None for _ in range(10)),
+        *(None for _ in range(11)),
     )
 
 
@@ -173,6 +192,8 @@ def _normalize_backward(
     mean: Tensor,
     rstd: Tensor,
     partition: Sequence[int],
+    order: Sequence[int],
+    eps: float,
     activation: str,
     argument: float,
     centered: bool,
@@ -183,19 +204,13 @@ def _normalize_backward(
     dresidual: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """``(dx, dweight, dbias, dresidual)``; what was not asked for is returned empty."""
-    shared, slope = Partition(*partition), Activation(activation or None, argument)
-    steps: Any = backends.choose(x)
-    dy = in_memory_order_of(x, dy)
-    saved = bits if bits is not None and bits.numel() else residual
-    options: dict[str, Any] = {
-        "mask": mask, "zeroing": mask if zero_masked else None, "centered": centered,
-        "measured": measured, "dresidual": dresidual, "dx": dx, "affine": affine,
-    }  # fmt: skip
-    arguments = (dy, x, shared, mean, rstd, weight, bias, saved, slope, _count(mask, shared))
-    if hasattr(steps, "backward"):
-        gradients = steps.backward(*arguments, **options)
-    else:
-        gradients = composed.backward(steps, *arguments, **options)
+    norm = _norm_of(partition, eps, activation, argument, centered, zero_masked)
+    slope = bits if bits is not None and bits.numel() else residual
+    count = norm.partition.count if mask is None else reference.counts(mask, norm.partition)
+    kept = Kept(mean, rstd, count, slope, measured)
+    gradients = _kernel(norm, x, order).backward(
+        dy, x, Tensors(weight, bias, None, mask), kept, Wanted(dx, affine, dresidual)
+    )
     wanted = (dx, affine, affine, dresidual)
     return tuple(  # type: ignore[return-value]
         _fresh(t, x) if want and t is not None else x.new_empty(0) for t, want in zip(gradients, wanted, strict=True)
@@ -221,6 +236,8 @@ def _(
     mean: Tensor,
     rstd: Tensor,
     partition: Sequence[int],
+    order: Sequence[int],
+    eps: float,
     activation: str,
     argument: float,
     centered: bool,

@@ -12,16 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from evenly.backends.reference import apply_activation
+from evenly.backends.activations import apply_activation
+from evenly.backends.records import Given
 from evenly.backends.running import Running
 from evenly.core.activation import Activation
-
-
-def leaving() -> bool:
-    """Whether this call is being written down for a program that does not know evenly."""
-    return torch._C._get_tracing_state() is not None or (
-        torch.compiler.is_compiling() and torch.compiler.is_exporting()
-    )
 
 
 def batch_norm(
@@ -29,27 +23,31 @@ def batch_norm(
     weight: Tensor | None,
     bias: Tensor | None,
     eps: float,
-    given: tuple[Tensor, Tensor] | None,
-    running: Running | None,
+    statistics: Running | Given | None,
     channel: int,
 ) -> Tensor | None:
     """Batch norm by torch's operator, or None where it has no way to say it."""
-    if weight is not None and x.dtype != torch.float64:
-        # torch refuses half parameters beside float32 statistics.
-        weight, bias = weight.float(), None if bias is None else bias.float()
+    weight, bias = _beside_float32(x, weight), _beside_float32(x, bias)
     if x.dtype != torch.float64 and weight is None and bias is not None:
-        weight, bias = torch.ones_like(bias, dtype=torch.float32), bias.float()
+        weight = torch.ones_like(bias)
     x = _moved(x, channel, 1)
-    if given is not None:
-        return _moved(F.batch_norm(x, *given, weight, bias, False, 0.0, eps), 1, channel)
-    if running is None:
-        return _moved(F.batch_norm(x, None, None, weight, bias, True, 0.0, eps), 1, channel)
-    momentum = running.factor()
-    if isinstance(momentum, Tensor) or running.pending is not None or not running.unbiased:
+    if isinstance(statistics, Given):
+        return _moved(F.batch_norm(x, *statistics, weight, bias, False, 0.1, eps), 1, channel)
+    if statistics is None:
+        return _moved(F.batch_norm(x, None, None, weight, bias, True, 0.1, eps), 1, channel)
+    momentum = statistics.factor()
+    if isinstance(momentum, Tensor) or statistics.pending is not None or not statistics.unbiased:
         return None
-    if running.batches is not None:
-        running.batches.add_(1)
-    return _moved(F.batch_norm(x, running.mean, running.var, weight, bias, True, momentum, eps), 1, channel)
+    if statistics.batches is not None:
+        statistics.batches.add_(1)
+    return _moved(F.batch_norm(x, statistics.mean, statistics.var, weight, bias, True, momentum, eps), 1, channel)
+
+
+def _beside_float32(x: Tensor, vector: Tensor | None) -> Tensor | None:
+    """A parameter as torch takes it beside float32 statistics; a float32 one leaves no node in the graph."""
+    if vector is None or x.dtype == torch.float64 or vector.dtype == torch.float32:
+        return vector
+    return vector.float()
 
 
 def instance_norm(

@@ -12,13 +12,17 @@ from typing import ParamSpec, TypeVar
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_unary
 
+from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Running
+from evenly.core.activation import ActivationName
 from evenly.core.running import ema
-from evenly.nn import rows, samples
-from evenly.nn.batch import Extras, Small, batch, statistics_after
-from evenly.nn.fused import activation_of
+from evenly.nn.batch import batch, statistics_after
 from evenly.nn.mask import lengths_to_mask as lengths_to_mask
+from evenly.nn.plan import Statistics
 from evenly.nn.renorm import Renorm
+from evenly.nn.rows import rows
+from evenly.nn.samples import samples
+from evenly.nn.settings import settings_of
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -48,7 +52,7 @@ def batch_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
     mask: Tensor | None = None,
@@ -106,26 +110,25 @@ def batch_norm(
         tensor([[0.],
                 [1.]])
     """
-    if running_mean is None or running_var is None:
-        if not training or return_stats:
-            needs = "training=False" if not training else "return_stats=True"
-            raise ValueError(f"Expected running_mean and running_var to be defined when {needs}")
-        given, running = None, None
-    elif training:
-        given, running = None, Running(running_mean, running_var, ema(momentum))
-    else:
-        given, running = (running_mean, running_var), None
-    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
-    small = Small(single, ghosts, renorm)
+    running = None
+    if running_mean is not None and running_var is not None:
+        running = Running(running_mean, running_var, ema(momentum))
+    elif not training or return_stats:
+        needs = "training=False" if not training else "return_stats=True"
+        raise ValueError(f"Expected running_mean and running_var to be defined when {needs}")
+    settings = settings_of(
+        "batch", eps, activation, activation_args, channel=channel, parts=ghosts, zero_masked=zero_masked,
+        single=single, renorm=renorm,
+    )  # fmt: skip
+    tensors = Tensors(weight, bias, residual, mask)
+    statistics: Statistics = running if training or running is None else Given(running.mean, running.var)
     if not return_stats:
-        return batch(input, weight, bias, eps, extras, given=given, running=running, small=small, channel=channel)
-    assert running_mean is not None and running_var is not None
-    y = batch(
-        input, weight, bias, eps, extras, given=given, running=running, writes=False, small=small, channel=channel
-    )
-    if running is None:
-        return y, running_mean, running_var
-    return y, *statistics_after(input, running, extras, small, channel)
+        return batch(input, tensors, statistics, settings)
+    assert running_mean is not None and running_var is not None and running is not None
+    if not training:
+        return batch(input, tensors, statistics, settings), running_mean, running_var
+    after = statistics_after(input, tensors, running, settings)
+    return batch(input, tensors, running._replace(enters=False), settings), *after
 
 
 @_overridable
@@ -139,7 +142,7 @@ def instance_norm(
     momentum: float = 0.1,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
     mask: Tensor | None = None,
@@ -176,15 +179,17 @@ def instance_norm(
         <BLANKLINE>
                 [[-1.,  1.]]])
     """
-    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
-    has_statistics = running_mean is not None and running_var is not None
-    if not use_input_stats:
-        if not has_statistics:
+    settings = settings_of(
+        "instance", eps, activation, activation_args, channel=channel, zero_masked=zero_masked
+    )  # fmt: skip
+    tensors = Tensors(weight, bias, residual, mask)
+    if running_mean is None or running_var is None:
+        if not use_input_stats:
             raise ValueError("Expected running_mean and running_var to be defined when use_input_stats=False")
-        assert running_mean is not None and running_var is not None
-        return batch(input, weight, bias, eps, extras, given=(running_mean, running_var), channel=channel)
-    running = Running(running_mean, running_var, ema(momentum)) if has_statistics else None  # type: ignore[arg-type]
-    return samples.instance(input, weight, bias, eps, extras, running=running, channel=channel)
+        return samples(input, tensors, None, settings)
+    if not use_input_stats:
+        return batch(input, tensors, Given(running_mean, running_var), settings)
+    return samples(input, tensors, Running(running_mean, running_var, ema(momentum)), settings)
 
 
 @_overridable
@@ -195,7 +200,7 @@ def group_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
     mask: Tensor | None = None,
@@ -227,8 +232,10 @@ def group_norm(
         >>> group_norm(torch.tensor([[1.0, 3.0, 10.0, 30.0]]), 2, eps=0.0)
         tensor([[-1.,  1., -1.,  1.]])
     """
-    extras = Extras(activation_of(activation, tuple(activation_args)), residual, mask, zero_masked)
-    return samples.group(input, num_groups, weight, bias, eps, extras, channel=channel)
+    settings = settings_of(
+        "group", eps, activation, activation_args, channel=channel, parts=num_groups, zero_masked=zero_masked
+    )  # fmt: skip
+    return samples(input, Tensors(weight, bias, residual, mask), None, settings)
 
 
 @_overridable
@@ -239,7 +246,7 @@ def layer_norm(
     bias: Tensor | None = None,
     eps: float = 1e-5,
     *,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
     channel: int | None = None,
@@ -272,8 +279,8 @@ def layer_norm(
         tensor([[-1.,  1.],
                 [-1.,  1.]])
     """
-    extras = Extras(activation_of(activation, tuple(activation_args)), residual)
-    return rows.layer(input, normalized_shape, weight, bias, eps, extras, channel)
+    settings = settings_of("layer", eps, activation, activation_args, channel=channel, shape=normalized_shape)
+    return rows(input, Tensors(weight, bias, residual), settings)
 
 
 @_overridable
@@ -283,7 +290,7 @@ def rms_norm(
     weight: Tensor | None = None,
     eps: float | None = None,
     *,
-    activation: str | None = None,
+    activation: ActivationName | None = None,
     activation_args: tuple[float, ...] = (),
     residual: Tensor | None = None,
     channel: int | None = None,
@@ -315,5 +322,5 @@ def rms_norm(
         >>> rms_norm(torch.tensor([[3.0, 3.0]]), (2,), eps=0.0)
         tensor([[1., 1.]])
     """
-    extras = Extras(activation_of(activation, tuple(activation_args)), residual)
-    return rows.rms(input, normalized_shape, weight, None, eps, extras, channel)
+    settings = settings_of("rms", eps, activation, activation_args, channel=channel, shape=normalized_shape)
+    return rows(input, Tensors(weight, None, residual), settings)

@@ -3,19 +3,21 @@
 from __future__ import annotations
 
 import warnings
+from operator import attrgetter
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.instancenorm import _InstanceNorm
 
+from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Running
-from evenly.core.activation import Activation
+from evenly.core.activation import Activation, ActivationName
 from evenly.core.running import ema
-from evenly.nn import lazy, samples
-from evenly.nn.batch import Extras, batch
-from evenly.nn.fused import Fused
-from evenly.nn.held import held
-from evenly.nn.traced import leaf, traced
+from evenly.nn import lazy
+from evenly.nn.batch import batch
+from evenly.nn.layer import Fused, leaf, state_of, traced
+from evenly.nn.samples import samples
+from evenly.nn.settings import Settings, settings_of
 from evenly.nn.tracked import Tracked
 
 
@@ -54,7 +56,7 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         *,
         bias: bool = True,
         scale: bool = True,
-        activation: str | None = None,
+        activation: ActivationName | None = None,
         activation_args: tuple[float, ...] = (),
         zero_masked: bool = False,
         weight_init: float = 1.0,
@@ -79,33 +81,38 @@ class _Instance(Fused, Tracked, _InstanceNorm):
 
         As torch's, it also takes one sample without the batch axis.
         """
-        if traced(input):
+        if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
         self._check_input_dim(input)
         single = input.ndim == self._get_no_batch_dim()
         x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
         assert x is not None
-        y = self._normalized(x, Extras(self._activation(activation), residual, mask, self.zero_masked))
+        tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual, mask)
+        y = self._normalized(x, tensors, self._settings(activation))
         return y[0] if single else y
 
-    def _normalized(self, x: Tensor, extras: Extras) -> Tensor:
-        mean, var = held(self, "running_mean"), held(self, "running_var")
-        weight, bias = held(self, "weight"), held(self, "bias")
-        kept = mean is not None and var is not None
-        if not self.affine and not kept and x.shape[1] != self.num_features:
-            warnings.warn(
-                f"input has {x.shape[1]} channels, num_features={self.num_features}; without weights it is not used.",
-                stacklevel=3,
-            )
-        if kept and (self.frozen or not (self.training or not self.track_running_stats)):
-            assert mean is not None and var is not None
-            return batch(x, weight, bias, self.eps, extras, given=(mean, var))
-        running = None
-        if kept:
-            assert mean is not None and var is not None
-            average = ema(self.momentum if self.momentum is not None else 0.0)
-            running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
-        return samples.instance(x, weight, bias, self.eps, extras, running=running)
+    _asked = attrgetter("eps", "activation", "activation_args", "zero_masked")
+
+    def _make_settings(self) -> Settings:
+        return settings_of(
+            "instance", self.eps, self.activation, self.activation_args, zero_masked=self.zero_masked
+        )  # fmt: skip
+
+    def _normalized(self, x: Tensor, tensors: Tensors, settings: Settings) -> Tensor:
+        mean, var = state_of(self, "running_mean"), state_of(self, "running_var")
+        if mean is None or var is None:
+            if not self.affine and x.shape[1] != self.num_features:
+                warnings.warn(
+                    f"input has {x.shape[1]} channels, num_features={self.num_features}; "
+                    "without weights it is not used.",
+                    stacklevel=3,
+                )
+            return samples(x, tensors, None, settings)
+        if self.frozen or not (self.training or not self.track_running_stats):
+            return batch(x, tensors, Given(mean, var), settings)
+        average = ema(self.momentum if self.momentum is not None else 0.0)
+        running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
+        return samples(x, tensors, running, settings)
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""

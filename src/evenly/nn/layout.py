@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 from torch import Tensor
 
-from evenly.backends.reference import memory_order
+from evenly.backends.memory import memory_order
 
 
 class Layout(NamedTuple):
@@ -17,12 +17,14 @@ class Layout(NamedTuple):
         channel: where its channel axis comes in memory order.
         order: its axes in memory order.
         dense: whether it lies so; if not, all this is said of ``x.contiguous()``.
+        channel_axis: its channel axis, counted from the front.
     """
 
     shape: tuple[int, ...]
     channel: int
     order: tuple[int, ...]
     dense: bool
+    channel_axis: int
 
 
 def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
@@ -30,12 +32,12 @@ def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
 
     Args:
         x: the input.
-        channel: its channel axis.
+        channel: its channel axis, counted from the front.
         samples_first: whether axis 0 must come first in memory (statistics belong to samples).
     """
     natural = tuple(range(x.ndim))
     if x.is_contiguous():
-        return Layout(tuple(x.shape), channel, natural, True)
+        return Layout(tuple(x.shape), channel, natural, True, channel)
     # Where an axis of one element stands in memory is nobody's business: put it where it helps.
     order = memory_order(x)
     for axis, place in ((channel, 1), (0, 0)):
@@ -43,5 +45,5 @@ def layout(x: Tensor, channel: int, *, samples_first: bool = False) -> Layout:
             rest = [a for a in order if a != axis]
             order = (*rest[:place], axis, *rest[place:])
     if x.permute(order).is_contiguous() and (order[0] == 0 or not samples_first):
-        return Layout(tuple(x.shape[a] for a in order), order.index(channel), order, True)
-    return Layout(tuple(x.shape), channel, natural, False)
+        return Layout(tuple(x.shape[a] for a in order), order.index(channel), order, True, channel)
+    return Layout(tuple(x.shape), channel, natural, False, channel)

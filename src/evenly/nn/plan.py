@@ -1,8 +1,9 @@
-"""What a norm finds in shapes, strides and types alone: found once for tensors that are alike.
+"""What a norm finds in shapes, strides and types alone: found once for tensors of one kind.
 
 A layer asks the same questions of every batch: whether the input can be normalised, whether the
-weight fits it, how it lies in memory, which of its elements share statistics. The answers are
-remembered here, for every norm; what raises is not, so that wrong input is refused each time.
+weight fits it, how it lies in memory, which of its elements share statistics, which kernel does it.
+The answers are remembered here, for every norm; what raises is not, so that wrong input is refused
+each time.
 """
 
 from __future__ import annotations
@@ -14,68 +15,97 @@ import torch
 from torch import Tensor
 
 from evenly import backends
-from evenly.core.activation import Activation
+from evenly.backends import reference
+from evenly.backends.kernel import Kernel
+from evenly.backends.records import Given, Tensors
+from evenly.backends.running import Running
+from evenly.core.activation import IDENTITY
+from evenly.core.norm import Norm
 from evenly.core.partition import Partition
+from evenly.nn.layout import Layout
+from evenly.nn.settings import Settings
+
+Statistics = Running | Given | None
 
 
 class Plan(NamedTuple):
-    """How a norm reads an input.
+    """How a norm reads an input, and what computes it.
 
     Args:
-        partition: which elements share statistics, over the memory order.
+        kernel: what computes it; in a graph and for subclasses the reference.
+        linear: the same without the activation.
         channel: the channel axis, counted from the front.
-        order: the input's axes in memory order.
-        dense: whether the input lies so; if not, it must be copied first.
+        dense: whether the input lies as the kernel has it; if not, it must be copied first.
         uneven: ghosts that do not divide the batch, which must be cut first; else 0.
-        pair: the kernels' pair for calls that are alike (`evenly.backends.cpu.Pair`), or None.
+        short: whether torch's own operator is done sooner than a kernel is reached (layer norm).
     """
 
-    partition: Partition
+    kernel: Kernel
+    linear: Kernel
     channel: int
-    order: tuple[int, ...]
     dense: bool
     uneven: int = 0
-    pair: Any = None
+    short: bool = False
+
+    @property
+    def norm(self) -> Norm:
+        """What the kernel computes."""
+        return self.kernel.norm
+
+    @property
+    def order(self) -> tuple[int, ...]:
+        """The input's axes in memory order."""
+        return self.kernel.order
 
 
-def remembered(
-    find: Callable[..., Plan],
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    *settings: Any,
-) -> Plan:
-    """``find(x, weight, bias, mean, *settings)``, which may look at shapes, strides and types alone.
+Find = Callable[[Tensor, Tensors, Statistics, Settings], Plan]
+
+
+def remembered(find: Find, x: Tensor, tensors: Tensors, statistics: Statistics, settings: Settings) -> Plan:
+    """``find(x, tensors, statistics, settings)``, which may look at shapes, strides and types alone.
 
     Asked anew wherever a tensor's shape may be more than numbers: subclasses, traces, graphs.
     """
-    if type(x) not in _PLAIN or torch.compiler.is_compiling() or torch._C._get_tracing_state() is not None:
-        return find(x, weight, bias, mean, *settings)
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN or torch._C._get_tracing_state() is not None:
+        return find(x, tensors, statistics, settings)
+    weight, bias = tensors[0], tensors[1]
     try:
         key = (
-            find, x.shape, x.stride(), x.dtype, settings, None if weight is None else weight.shape,
-            None if bias is None else bias.shape, None if mean is None else mean.shape, x.is_cpu,
+            settings, x.shape, x.stride(), x.dtype, x.is_cpu, backends.chosen(),
+            None if weight is None else weight.shape, None if bias is None else bias.shape,
+            None if statistics is None else (type(statistics), statistics[0].shape, statistics[1].shape),
         )  # fmt: skip
-        plan = _PLANS.get(key)
-    except (RuntimeError, TypeError):  # no strides (sparse), no shape (nested), a setting without a hash
-        return find(x, weight, bias, mean, *settings)
+    except RuntimeError:  # no strides (sparse), no shape (nested)
+        return find(x, tensors, statistics, settings)
+    plan = _PLANS.get(key)
     if plan is None:
-        plan = find(x, weight, bias, mean, *settings)
+        plan = find(x, tensors, statistics, settings)
         if len(_PLANS) >= _MOST:
             _PLANS.clear()
         _PLANS[key] = plan
     return plan
 
 
-def pair_for(
-    x: Tensor, partition: Partition, dense: bool, activation: Activation, eps: float, *, centered: bool = True
-) -> Any:
-    """The kernels' pair for inputs like ``x``, or None where there is none."""
-    if not dense or torch.compiler.is_compiling() or type(x) not in _PLAIN or not x.is_cpu:
-        return None
-    cpu = backends.import_cpu()
-    return None if cpu is None else cpu.pair(x, partition, activation, eps, centered=centered)
+def planned(
+    x: Tensor, settings: Settings, partition: Partition, layout: Layout, *, uneven: int = 0, short: bool = False
+) -> Plan:
+    """The plan for ``x``, once it is known how it lies and which elements share statistics."""
+    eps = settings.eps
+    if eps is None:  # of the type computed in, which for half precision is float32
+        eps = torch.finfo(reference.statistics_dtype(x.dtype)).eps
+    norm = Norm(partition, eps, settings.activation, settings.kind != "rms", settings.zero_masked)
+    like = x if layout.dense else x.contiguous()
+    kernel = prepared(norm, like, layout.order)
+    plain = Norm(partition, eps, IDENTITY, norm.centered, norm.zero_masked)
+    linear = kernel if norm.activation.name is None else prepared(plain, like, layout.order)
+    return Plan(kernel, linear, layout.channel_axis, layout.dense, uneven, short)
+
+
+def prepared(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel:
+    """The kernel of a backend for tensors that have memory, the reference's for all others."""
+    if torch.compiler.is_compiling() or type(x) not in _PLAIN or x.is_meta:
+        return reference.Kernel(norm, order)
+    return backends.prepare(norm, x, order)
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)

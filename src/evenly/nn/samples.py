@@ -1,4 +1,4 @@
-"""Instance and group normalization between the door and the path: statistics of each sample."""
+"""Instance and group normalization from their arguments to the path: statistics of each sample."""
 
 from __future__ import annotations
 
@@ -6,128 +6,78 @@ from math import prod
 
 from torch import Tensor
 
+from evenly.backends.records import Tensors
 from evenly.backends.running import Running
-from evenly.core.activation import Activation
 from evenly.core.partition import Partition
 from evenly.nn import check, exported
-from evenly.nn.batch import Extras
+from evenly.nn.call import Call
 from evenly.nn.layout import layout
 from evenly.nn.mask import mask_in_memory
-from evenly.nn.normalize import Call, normalize
-from evenly.nn.plan import Plan, pair_for, remembered
+from evenly.nn.path import normalize
+from evenly.nn.plan import Plan, Statistics, planned, remembered
+from evenly.nn.settings import Settings
+from evenly.nn.situation import leaving
 
 
-def instance(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    extras: Extras,
-    *,
-    running: Running | None = None,
-    channel: int = 1,
-) -> Tensor:
-    """Instance norm of ``x`` by its own statistics (arguments as in `evenly.nn.batch.batch`)."""
-    if exported.leaving() and extras.mask is None:
-        channel = _instance_door(x, weight, bias, running.mean if running else None, channel, eps)
-        x, extras = extras.with_input(x)
-        y = exported.instance_norm(x, weight, bias, eps, running, channel)
-        return exported.finish(y, extras.residual, extras.activation)
-    mean, activation = None if running is None else running.mean, extras.activation
-    plan = remembered(_instance_plan, x, weight, bias, mean, channel, eps, activation)
-    return _planned(x, plan, weight, bias, eps, extras, running)
+def samples(x: Tensor, tensors: Tensors, running: Running | None, settings: Settings) -> Tensor:
+    """Instance or group norm of ``x`` by its own statistics.
+
+    Args:
+        x: shape ``(N, C, *)`` (channels on axis ``settings.channel``).
+        tensors: weight and bias of shape ``(C,)``; residual; mask as `evenly.nn.mask.mask_in_memory` takes it.
+        running: buffers that the measured statistics enter (instance norm).
+        settings: epsilon, activation, groups.
+    """
+    if leaving() and tensors.mask is None:
+        return _exported(x, tensors, running, settings)
+    weight, bias, residual, mask = tensors
+    if residual is not None:
+        x, residual = check.with_residual(x, residual)
+    plan = remembered(find, x, tensors, running, settings)
+    if not plan.dense:
+        x = x.contiguous()
+    if mask is not None:
+        mask = mask_in_memory(mask, x, plan.channel, plan.kernel.order)
+    return normalize(x, Tensors(weight, bias, residual, mask), Call(plan, running))
 
 
-def _instance_door(
-    x: Tensor, weight: Tensor | None, bias: Tensor | None, mean: Tensor | None, channel: int, eps: float
-) -> int:
+def find(x: Tensor, tensors: Tensors, statistics: Statistics, settings: Settings) -> Plan:
+    """How instance or group norm reads ``x``."""
+    channel = _checked(x, tensors, statistics, settings)
+    lies = layout(x, channel, samples_first=True)
+    if settings.kind == "instance":
+        return planned(x, settings, Partition.of_instance(lies.shape, lies.channel), lies)
+    return planned(x, settings, Partition.of_group(lies.shape, lies.channel, settings.parts), lies)
+
+
+def _checked(x: Tensor, tensors: Tensors, statistics: Statistics, settings: Settings) -> int:
     """Refuse what does not fit; the channel axis, from the front."""
-    check.check_input(x)
-    channel = channel % x.ndim
-    check.check_spatial(x, channel)
-    check.check_batch_eps(eps, training=False)
-    check.check_channels(x, channel, ("weight", weight), ("bias", bias), ("running_mean", mean))
-    return channel
-
-
-def _instance_plan(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: Tensor | None,
-    channel: int,
-    eps: float,
-    activation: Activation,
-) -> Plan:
-    channel = _instance_door(x, weight, bias, mean, channel, eps)
-    shape, at, order, dense = layout(x, channel, samples_first=True)
-    partition = Partition.of_instance(shape, at)
-    return Plan(partition, channel, order, dense, pair=pair_for(x, partition, dense, activation, eps))
-
-
-def group(
-    x: Tensor,
-    groups: int,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    extras: Extras,
-    *,
-    channel: int = 1,
-) -> Tensor:
-    """Group norm of ``x`` (arguments as in `evenly.functional.group_norm`)."""
-    if exported.leaving() and extras.mask is None:
-        channel = _group_door(x, weight, bias, channel, groups)
-        x, extras = extras.with_input(x)
-        y = exported.group_norm(x, groups, weight, bias, eps, channel)
-        return exported.finish(y, extras.residual, extras.activation)
-    plan = remembered(_group_plan, x, weight, bias, None, channel, groups, eps, extras.activation)
-    return _planned(x, plan, weight, bias, eps, extras)
-
-
-def _group_door(x: Tensor, weight: Tensor | None, bias: Tensor | None, channel: int, groups: int) -> int:
-    """Refuse what does not fit; the channel axis, from the front."""
-    if x.ndim < 2:
+    instance = settings.kind == "instance"
+    if not instance and x.ndim < 2:
         raise RuntimeError(f"Expected at least 2 dimensions for input tensor but received {x.ndim}")
     check.check_input(x)
-    channel = channel % x.ndim
-    check.check_channels(x, channel, ("weight", weight), ("bias", bias))
-    if x.numel() == groups and prod(x.shape) == x.shape[0] * groups:
+    assert settings.channel is not None and settings.eps is not None
+    channel = settings.channel % x.ndim
+    if instance:
+        check.check_spatial(x, channel)
+        check.check_batch_eps(settings.eps, training=False)
+    mean, var = (None, None) if statistics is None else (statistics.mean, statistics.var)
+    check.check_channels(
+        x, channel, ("weight", tensors.weight), ("bias", tensors.bias), ("running_mean", mean), ("running_var", var)
+    )
+    if not instance and x.numel() == settings.parts and prod(x.shape) == x.shape[0] * settings.parts:
         raise ValueError(f"Expected more than 1 value per channel when training, got input size {x.shape}")
     return channel
 
 
-def _group_plan(
-    x: Tensor,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    mean: None,
-    channel: int,
-    groups: int,
-    eps: float,
-    activation: Activation,
-) -> Plan:
-    channel = _group_door(x, weight, bias, channel, groups)
-    shape, at, order, dense = layout(x, channel, samples_first=True)
-    partition = Partition.of_group(shape, at, groups)
-    return Plan(partition, channel, order, dense, pair=pair_for(x, partition, dense, activation, eps))
-
-
-def _planned(
-    x: Tensor,
-    plan: Plan,
-    weight: Tensor | None,
-    bias: Tensor | None,
-    eps: float,
-    extras: Extras,
-    running: Running | None = None,
-) -> Tensor:
-    if extras.residual is not None:
-        x, extras = extras.with_input(x)
-    if not plan.dense:
-        x = x.contiguous()
-    activation, residual, mask, zero_masked = extras
-    if mask is not None:
-        mask = mask_in_memory(mask, x, plan.channel, plan.order)
-    call = Call(plan.partition, eps, activation, True, zero_masked, pair=plan.pair)
-    return normalize(x, call, weight, bias, residual, mask, None, running)
+def _exported(x: Tensor, tensors: Tensors, running: Running | None, settings: Settings) -> Tensor:
+    """By torch's operators."""
+    channel = _checked(x, tensors, running, settings)
+    x, residual = check.with_residual(x, tensors.residual)
+    weight, bias, eps = tensors.weight, tensors.bias, settings.eps
+    assert eps is not None
+    if settings.kind == "instance":
+        y = exported.instance_norm(x, weight, bias, eps, running, channel)
+    else:
+        y = exported.group_norm(x, settings.parts, weight, bias, eps, channel)
+    return exported.finish(y, residual, settings.activation)

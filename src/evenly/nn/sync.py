@@ -19,7 +19,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from evenly.backends.reference import Sums
+from evenly.backends.records import Sums
 from evenly.core.moments import Moments
 
 T = TypeVar("T")
@@ -27,7 +27,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Processes:
-    """Processes that share statistics (`evenly.nn.normalize.Call`'s ``group``).
+    """Processes that share statistics (`evenly.nn.call.Call`'s ``sharing``).
 
     Args:
         name: of their process group.

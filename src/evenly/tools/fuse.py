@@ -18,7 +18,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from evenly.backends.reference import apply_activation
+from evenly.backends.activations import apply_activation
 from evenly.core.activation import IDENTITY, Activation
 from evenly.nn.fused import Fused, activation_of
 from evenly.tools.flow import Flow, read

@@ -16,11 +16,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenly import backends
 from evenly.core.moments import Moments
-from evenly.core.partition import Partition
-from evenly.nn.layout import layout
-from evenly.nn.mask import mask_in_memory
+from evenly.nn.batch import moments
 from evenly.tools import walk
 from evenly.tools.batches import Forward, feed, take
 
@@ -59,13 +56,8 @@ def moments_of(x: Tensor, channel: int = 1, mask: Tensor | None = None) -> Momen
         channel: the channel axis.
         mask: which positions count, or how much, as the layers take it.
     """
-    with torch.no_grad():
-        x = x.detach()
-        shape, at, order, dense = layout(x, channel % x.ndim)
-        weights = None if mask is None else mask_in_memory(mask, x, channel % x.ndim, order)
-        m = backends.choose(x).moments(x if dense else x.contiguous(), Partition.of_batch(shape, at), weights)
-        count = m.count if isinstance(m.count, Tensor) else torch.full_like(m.mean, m.count)
-        return Moments(*(field.double().reshape(-1) for field in (count, m.mean, m.m2)))
+    m = moments(x, channel, mask)
+    return Moments(*(field.double().reshape(-1) for field in (m.count, m.mean, m.m2)))
 
 
 @contextmanager
