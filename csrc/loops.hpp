@@ -6,7 +6,11 @@
 #pragma once
 
 #include "activation.hpp"
-#include "line.hpp"
+#include "affine.hpp"
+#include "bits.hpp"
+#include "convert.hpp"
+#include "slope.hpp"
+#include "stream.hpp"
 
 #if !defined(EVENLY_LOOP)  // the sanitizers' build takes minutes longer with everything inlined
 #define EVENLY_LOOP [[gnu::noinline, gnu::flatten]]
@@ -14,81 +18,6 @@
 
 namespace evenly {
 namespace EVENLY_ISA {
-
-// Where a tile's numbers come from: one each for the whole tile,
-//   forward   z  = (x - mean) * scale + bias,  scale = rstd * weight
-//   backward  dx = scale * g + p * (x - mean) + q
-template <class A>
-struct Run {
-    A m, s, b, p_ = 0, q_ = 0;
-    A mean(i64) const { return m; }
-    A scale(i64) const { return s; }
-    A bias(i64) const { return b; }
-    A p(i64) const { return p_; }
-    A q(i64) const { return q_; }
-    Run from(i64) const { return *this; }
-};
-// one each per element,
-template <class A>
-struct Columns {
-    const A *m, *s, *b, *p_ = nullptr, *q_ = nullptr;
-    A mean(i64 i) const { return m[i]; }
-    A scale(i64 i) const { return s[i]; }
-    A bias(i64 i) const { return b[i]; }
-    A p(i64 i) const { return p_[i]; }
-    A q(i64 i) const { return q_[i]; }
-    Columns from(i64 i) const { return {m + i, s + i, b + i, p_ ? p_ + i : nullptr, q_ ? q_ + i : nullptr}; }
-    Run<A> run(i64 i) const { return {m[i], s[i], b[i], p_ ? p_[i] : 0, q_ ? q_[i] : 0}; }
-};
-// one each per run of `stride` elements: kept in registers along a run, and read for each element
-// only where a step crosses into the next run,
-template <class A>
-struct Runs {
-    Columns<A> each;
-    i64 stride, end;  // end of the run that element 0 is in
-    Runs from(i64 i) const { return {each.from(i), stride, end - i + (i - end + stride) / stride * stride}; }
-};
-// or the mean shared and weight and bias per element.
-template <class A>
-struct Row {
-    A m, r;
-    const A *w, *b;
-    A p_ = 0, q_ = 0;
-    A mean(i64) const { return m; }
-    A scale(i64 i) const { return r * w[i]; }
-    A bias(i64 i) const { return b[i]; }
-    A p(i64) const { return p_; }
-    A q(i64) const { return q_; }
-    Row from(i64 i) const { return {m, r, w + i, b + i, p_, q_}; }
-};
-
-// Cut the steps of elements i … last where their constants change: body(constants, first, last). Those
-// of a single element: at_each.
-template <i64 step, class Affine, class Body>
-inline void over(const Affine& f, i64 i, i64 last, const Body& body) {
-    body(f, i, last);
-}
-template <i64 step, class A, class Body>
-inline void over(const Runs<A>& f, i64 i, i64 last, const Body& body) {
-    for (i64 end = f.end; i < last; end += f.stride) {
-        if (end <= i) continue;
-        const i64 stop = i + (std::min(end, last) - i) / step * step;
-        if (stop > i) body(f.each.run(i), i, stop), i = stop;
-        if (i < end && i < last) body(f.each, i, i + step), i += step;
-    }
-}
-template <class Affine>
-inline const Affine& at_each(const Affine& f) {
-    return f;
-}
-template <class A>
-inline const Columns<A>& at_each(const Runs<A>& f) {
-    return f.each;
-}
-template <class Affine>
-constexpr bool is_run = false;
-template <class A>
-constexpr bool is_run<Run<A>> = true;
 
 // Sum of (x - shift) and of its square.
 template <class T, class A>
@@ -236,71 +165,10 @@ EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine affi
     });
 }
 
-// Where a slope comes from, a line at a time: from z itself,
-template <Kind K, class A>
-struct OfZ {
-    A arg;
-    template <i64 L>
-    OfZ line(i64) const {
-        return *this;
-    }
-    A at(i64, A z) const { return slope<K>(z, arg); }
-};
-template <class Slopes>
-constexpr bool any_order = false;
-template <Kind K, class A>
-constexpr bool any_order<OfZ<K, A>> = true;
-// from z and the residual,
-template <Kind K, class T, class A>
-struct OfSum {
-    const T* residual;
-    A arg;
-    template <i64 L>
-    OfSum line(i64 i) const {
-        return {residual + i, arg};
-    }
-    A at(i64 j, A z) const { return slope<K>(z + load(residual + j), arg); }
-};
-// or from the bits that forward kept.
-template <class A>
-struct OfBits {
-    const Bits* bits;
-    i64 k;
-    A low;  // the slope where the bit is not set
-    struct Word {
-        std::uint32_t word;
-        A low;
-        A at(i64 j, A) const { return word >> j & 1 ? A(1) : low; }
-    };
-    template <i64 L>
-    Word line(i64 i) const {
-        const Bits* first = bits + (k + i) / 8;
-        const i64 shift = (k + i) % 8;
-        if constexpr (L == 1) return {static_cast<std::uint32_t>(*first >> shift), low};
-        std::uint32_t word = 0;
-        std::memcpy(&word, first, L / 8);
-        if (shift) word = (word | static_cast<std::uint32_t>(first[L / 8]) << L) >> shift;
-        return {word, low};
-    }
-};
-
-// d = x - mean and g = dy * slope of the elements of a line.
-template <i64 L, class T, class A, class Affine, class Slopes>
-inline void slope_line(const T* dy, const T* x, i64 i, const Affine& f, const Slopes& slopes, A* g, A* d) {
-    widen<L>(x + i, d);
-    widen<L>(dy + i, g);
-    const auto slope_of = slopes.template line<L>(i);
-#pragma omp simd
-    for (i64 j = 0; j < L; ++j) {
-        d[j] -= f.mean(i + j);
-        g[j] *= slope_of.at(j, fma(d[j], f.scale(i + j), f.bias(i + j)));
-    }
-}
-
 // The same of a tile, for those who need them apart.
 template <class T, class A, class Affine, class Slopes>
 EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, A* g, A* d) {
-    in_steps<A>(n, [&](i64 i, auto lanes) { slope_line<lanes>(dy, x, i, f, slopes, g + i, d + i); });
+    in_steps<A>(n, [&](i64 i, auto lanes) { slope_step<lanes>(dy, x, i, f, slopes, g + i, d + i); });
 }
 
 // Sums of g and g * d.
@@ -311,7 +179,7 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slo
     in_order<T, A, is_run<Affine> && any_order<Slopes>>(n, [&](i64 i, auto lanes) {
         ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A g[lanes], d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, g, d);
+        slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) a1[j] += g[j], a2[j] = fma(g[j], d[j], a2[j]);
     });
@@ -327,7 +195,7 @@ EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine affine, Slopes
                               [&](const auto& f, i64 i, auto lanes, A* all_g, A* all_gd) {
                                   ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
                                   alignas(kLine) A g[lanes], d[lanes];
-                                  slope_line<lanes>(dy, x, i, f, slopes, g, d);
+                                  slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
                                   for (i64 j = 0; j < lanes; ++j)
                                       all_g[j] += g[j], all_gd[j] = fma(g[j], d[j], all_gd[j]);
@@ -336,12 +204,12 @@ EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine affine, Slopes
 
 // A row's sums of weight * g and weight * g * d; g and g * xhat are added per element.
 template <class A, class T, class Slopes>
-EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slopes, A* g_each, A* gx_each,
-                          double& sum_g, double& sum_gd) {
+EVENLY_LOOP void set_sums(const T* dy, const T* x, i64 n, Elementwise<A> f, Slopes slopes, A* g_each,
+                          A* gx_each, double& sum_g, double& sum_gd) {
     alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
     in_steps<A>(n, [&](i64 i, auto lanes) {
         alignas(kLine) A g[lanes], d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, g, d);
+        slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) {
             const A wg = f.w[i + j] * g[j];
@@ -362,7 +230,7 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine affine, Slope
     write<any_order<Slopes>, A>(affine, {dx}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
         ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, v[0], d);
+        slope_step<lanes>(dy, x, i, f, slopes, v[0], d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) {
             const A through = measured ? fma(f.p(i + j), d[j], f.q(i + j)) : A(0);
@@ -379,31 +247,11 @@ EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine affine, Slop
         affine, {dx, dresidual}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
             ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
             alignas(kLine) A d[lanes];
-            slope_line<lanes>(dy, x, i, f, slopes, v[1], d);
+            slope_step<lanes>(dy, x, i, f, slopes, v[1], d);
 #pragma omp simd
             for (i64 j = 0; j < lanes; ++j)
                 v[0][j] = fma(f.scale(i + j), v[1][j], fma(f.p(i + j), d[j], f.q(i + j)));
         });
-}
-
-// The weights of elements k … k + n: a mask by element is read in place, one by position spread out.
-template <class A>
-inline const A* mask_tile(const A* mask, bool by_element, const Partition& p, i64 k, i64 n, A* buffer) {
-    if (by_element) return mask + k;
-    const i64 span = p.channels * p.stride;
-    for (i64 i = 0; i < n;) {
-        const i64 within = (k + i) % span, position = (k + i) / span * p.stride;
-        if (p.stride == 1) {  // one weight for all channels of a place
-            const i64 length = std::min(n - i, span - within);
-            for (i64 j = 0; j < length; ++j) buffer[i + j] = mask[position];
-            i += length;
-        } else {
-            const i64 place = within % p.stride, length = std::min(n - i, p.stride - place);
-            for (i64 j = 0; j < length; ++j) buffer[i + j] = mask[position + place + j];
-            i += length;
-        }
-    }
-    return buffer;
 }
 
 }  // namespace EVENLY_ISA
