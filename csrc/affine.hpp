@@ -52,6 +52,20 @@ struct Elementwise {
     A q(i64) const { return q_; }
     Elementwise from(i64 i) const { return {m, r, w + i, b + i, p_, q_}; }
 };
+// or mean and rstd one each per element, and weight and bias shared.
+template <class A>
+struct Places {
+    const A *m, *r;
+    A w, b;
+    const A *p_ = nullptr, *q_ = nullptr;
+    A mean(i64 i) const { return m[i]; }
+    A rstd(i64 i) const { return r[i]; }
+    A scale(i64 i) const { return r[i] * w; }
+    A bias(i64) const { return b; }
+    A p(i64 i) const { return p_[i]; }
+    A q(i64 i) const { return q_[i]; }
+    Places from(i64 i) const { return {m + i, r + i, w, b, p_ ? p_ + i : nullptr, q_ ? q_ + i : nullptr}; }
+};
 
 // Cut the steps of elements i … last where their constants change: body(constants, first, last). Those
 // of a single element: at_each.

@@ -17,6 +17,7 @@ struct Pass {
     using SlabSums = SlabGradients<Pass>;
     using BlockSums = BlockGradients<Pass>;
     using RowSums = RowGradients<Pass>;
+    using PlaceSums = PlaceGradients<Pass>;
     static constexpr i64 tables = 5;
     const Backward& f;
     const Partition& p;
@@ -30,9 +31,9 @@ struct Pass {
     double per_element;  // 1 / count
     Sums partial{};      // of the channels: one part each for every `outer`, or for every thread
 
-    explicit Pass(const Backward& call)
+    Pass(const Backward& call, const Partition& partition)
         : f(call),
-          p(call.partition),
+          p(partition),
           dy(static_cast<const T*>(call.dy)),
           x(static_cast<const T*>(call.x)),
           residual(static_cast<const T*>(call.residual)),
@@ -204,6 +205,13 @@ struct Pass {
         sum_gx[set] = static_cast<A>(all_gx * r);
     }
 
+    // The sums of no elements.
+    void clear() const {
+        if (!f.sum) return;
+        for (A* sums : {sum_g, sum_gx}) std::fill(sums, sums + p.sets(), A(0));
+        for (A* sums : {dweight, dbias}) std::fill(sums, sums + p.channels, A(0));
+    }
+
     // dweight and dbias: each member adds up the parts of some channels, in their order.
     void reduce(const Team& team, i64 parts) const {
         if (!f.sum) return;
@@ -221,15 +229,7 @@ struct Pass {
 
 template <class T>
 void run(const Backward& f) {
-    Pass<T> pass(f);
-    if (f.partition.numel() == 0) {
-        if (!f.sum) return;
-        std::fill(pass.sum_g, pass.sum_g + f.partition.sets(), 0);
-        std::fill(pass.sum_gx, pass.sum_gx + f.partition.sets(), 0);
-        std::fill(pass.dweight, pass.dweight + f.partition.channels, 0);
-        std::fill(pass.dbias, pass.dbias + f.partition.channels, 0);
-        return;
-    }
+    Pass<T> pass(f, f.partition);
     switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
         case Walk::planes:
             return PlaneWalk<Pass<T>>(pass, f.threads).run();
@@ -237,6 +237,13 @@ void run(const Backward& f) {
             return ColumnWalk<Pass<T>>(pass, f.threads).run();
         case Walk::rows:
             return RowWalk<Pass<T>>(pass, f.threads).run();
+        case Walk::channels: {
+            const Partition places = places_of(f.partition);
+            Pass<T> by_places(f, places);
+            return ChannelWalk<Pass<T>>(by_places, f.threads).run();
+        }
+        case Walk::empty:
+            return pass.clear();
         case Walk::none:
             return;
     }

@@ -43,7 +43,10 @@ inline ColumnTasks column_tasks(const Partition& p, i64 bytes, i64 bytes_of_all,
     return {width, per_outer, p.outer * per_outer, fold, threads > 1 && !alone};
 }
 
-inline i64 tile_rows(i64 stride) { return std::max<i64>(8, std::min(kTileRows, 8 * kPiece / stride)); }
+// A column's sums take up one number of each row.
+inline i64 tile_rows(i64 stride) {
+    return stride == 1 ? 2 * kChain : std::max<i64>(8, std::min(kTileRows, 8 * kPiece / stride));
+}
 
 // One block of columns as a task sees it: `rows` rows of `width` elements `pitch` apart, the first
 // at element `base`, and a last row of only `rest`.

@@ -74,6 +74,16 @@ const Steps* steps_for(i64 bytes) {
     return all + (bytes < kShort ? std::min(best, 1) : best);
 }
 
+// Channels that no axis follows are rows.
+template <class Call>
+const Call& settled(const Call& call, Call& other) {
+    const Partition& p = call.partition;
+    if (p.stride != 1 || walk_of(p, call.mask != nullptr) != Walk::channels) return call;
+    other = call;
+    other.partition = {p.outer, 1, 1, p.channels, p.channels, 1};
+    return other;
+}
+
 i64 bytes_of(const Partition& p, DType dtype) {
     return p.numel() * (dtype == DType::float64 ? 8 : dtype == DType::float32 ? 4 : 2);
 }
@@ -97,10 +107,14 @@ bool use(const char* isa) {
 void forward(const Forward& f, const Running* running) {
     // Equal calls give equal bytes, those bits of the last one included that belong to no element.
     if (f.bits && f.partition.numel() % 8 != 0) f.bits[f.partition.numel() / 8] = 0;
-    steps_for(bytes_of(f.partition, f.dtype))->forward(f);
+    Forward other;
+    steps_for(bytes_of(f.partition, f.dtype))->forward(settled(f, other));
     if (running) enter(f, *running);
 }
 
-void backward(const Backward& f) { steps_for(bytes_of(f.partition, f.dtype))->backward(f); }
+void backward(const Backward& f) {
+    Backward other;
+    steps_for(bytes_of(f.partition, f.dtype))->backward(settled(f, other));
+}
 
 }  // namespace evenly

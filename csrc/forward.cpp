@@ -16,6 +16,7 @@ struct Pass {
     using SlabSums = SlabMoments<Pass>;
     using BlockSums = BlockMoments<Pass>;
     using RowSums = RowMoments<Pass>;
+    using PlaceSums = BlockMoments<Pass>;
     static constexpr i64 tables = 3;
     static constexpr i64 coming = sizeof(T);
     const Forward& f;
@@ -28,9 +29,9 @@ struct Pass {
     bool first, second, streams;
     i64 element;
 
-    explicit Pass(const Forward& call)
+    Pass(const Forward& call, const Partition& partition)
         : f(call),
-          p(call.partition),
+          p(partition),
           x(static_cast<const T*>(call.x)),
           residual(static_cast<const T*>(call.residual)),
           weight(static_cast<const A*>(call.weight)),
@@ -109,11 +110,7 @@ struct Pass {
 
 template <class T>
 void run(const Forward& f) {
-    Pass<T> pass(f);
-    if (f.partition.numel() == 0) {
-        for (i64 set = 0; f.measure && set < f.partition.sets(); ++set) pass.finish(set, {});
-        return;
-    }
+    Pass<T> pass(f, f.partition);
     switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
         case Walk::planes:
             return PlaneWalk<Pass<T>>(pass, f.threads).run();
@@ -121,6 +118,14 @@ void run(const Forward& f) {
             return ColumnWalk<Pass<T>>(pass, f.threads).run();
         case Walk::rows:
             return RowWalk<Pass<T>>(pass, f.threads).run();
+        case Walk::channels: {
+            const Partition places = places_of(f.partition);
+            Pass<T> by_places(f, places);
+            return ChannelWalk<Pass<T>>(by_places, f.threads).run();
+        }
+        case Walk::empty:
+            for (i64 set = 0; f.measure && set < f.partition.sets(); ++set) pass.finish(set, {});
+            return;
         case Walk::none:
             return;
     }

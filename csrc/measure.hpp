@@ -1,6 +1,7 @@
 // Step 1: the sums that become moments, as each walk collects them.
 #pragma once
 
+#include "channels.hpp"
 #include "columns.hpp"
 #include "planes.hpp"
 #include "rows.hpp"
@@ -58,7 +59,7 @@ struct BlockMoments {
     static i64 bytes(const Pass& pass, i64 width) {
         return 3 * Arena::size_of<double>(width / pass.p.stride);
     }
-    BlockMoments(const Pass& pass, Arena& own, i64 width)
+    BlockMoments(const Pass& pass, Arena& own, i64 width, int = 0)
         : count(own.take<double>(width / pass.p.stride)),
           mean(own.take<double>(width / pass.p.stride)),
           m2(own.take<double>(width / pass.p.stride)) {}
@@ -73,58 +74,104 @@ struct BlockMoments {
         count[slot] = all.count, mean[slot] = all.mean, m2[slot] = all.m2;
     }
 
-    void add(const Pass& pass, const Tile& tile, const Columns<A>&) const {
+    template <class Constants>  // the mean is not known yet
+    void add(const Pass& pass, const Tile& tile, const Constants&) const {
         pass.f.weighs ? add_masked(pass, tile) : add_plain(pass, tile);
     }
 
     void add_plain(const Pass& pass, const Tile& tile) const {
         TileSums<A> sums;
         A *shift = sums.read(), *s1 = sums.first(), *s2 = sums.second();
-        const i64 n = tile.n, stride = pass.p.stride;
-        find_shift(pass, tile, shift);
-        std::fill(s1, s1 + n, A(0));
-        std::fill(s2, s2 + n, A(0));
-        for (i64 r = 0; r < tile.rows; ++r) {
-            with_constants<A>(pass.p, {shift, shift, shift}, tile.column, [&](const auto& about) {
-                add_about(pass.x + tile.at(r), n, about, tile.ahead<T>(r), s1, s2);
-            });
-        }
         const bool centered = pass.f.centered;
-        if (stride == 1) return merge_columns(tile, centered, shift, s1, s2);
-        for_slots(stride, tile.column, n, [&](i64 slot, i64 i, i64 length) {
+        if (centered) {
+            find_shift(pass, tile, shift);
+        } else {
+            std::fill(shift, shift + tile.n, A(0));
+        }
+        sum_tile(pass, tile, shift, s1, s2);
+        for (int look = 0; centered && look < kLooks && move_shift(pass, tile, shift, s1, s2); ++look)
+            sum_tile(pass, tile, shift, s1, s2);
+        if (pass.p.stride == 1) return merge_columns(tile, centered, shift, s1, s2);
+        for_slot_sums(pass, tile, s1, s2, [&](i64 slot, i64 i, i64, double n, double all1, double all2) {
+            merge(slot, about_shift(n, shift[i], all1, all2, centered));
+        });
+    }
+
+    void sum_tile(const Pass& pass, const Tile& tile, const A* shift, A* s1, A* s2) const {
+        std::fill(s1, s1 + tile.n, A(0));
+        std::fill(s2, s2 + tile.n, A(0));
+        with_constants<A>(pass.p, {shift, shift, shift}, tile.column, [&](const auto& about) {
+            for (i64 r = 0; r < tile.rows; ++r)
+                add_about(pass.x + tile.at(r), tile.n, about, tile.template ahead<T>(r), s1, s2);
+        });
+    }
+
+    // Visit the sums of each slot: visit(slot, first, length, count, s1, s2).
+    template <class Visit>
+    static void for_slot_sums(const Pass& pass, const Tile& tile, const A* s1, const A* s2,
+                              const Visit& visit) {
+        for_slots(pass.p.stride, tile.column, tile.n, [&](i64 slot, i64 i, i64 length) {
             double all1 = 0, all2 = 0;
 #pragma omp simd reduction(+ : all1, all2)
             for (i64 c = i; c < i + length; ++c) all1 += s1[c], all2 += s2[c];
-            merge(slot, about_shift(static_cast<double>(tile.rows * length), shift[i], all1, all2, centered));
+            visit(slot, i, length, static_cast<double>(tile.rows * length), all1, all2);
         });
     }
 
     // What to sum the columns of a tile about: the mean seen so far, or that of a few elements.
     void find_shift(const Pass& pass, const Tile& tile, A* shift) const {
-        const T* first = pass.x + tile.at(0);
-        if (!pass.f.centered) {
-            std::fill(shift, shift + tile.n, A(0));
-        } else if (pass.p.stride == 1) {
-            shift_columns(tile, first, shift);
-        } else {
-            for_slots(pass.p.stride, tile.column, tile.n, [&](i64 slot, i64 i, i64 length) {
-                const A about = count[slot] > 0 ? static_cast<A>(mean[slot])
-                                                : mean_of<T, A>(first + i, std::min<i64>(16, length));
-                std::fill(shift + i, shift + i + length, about);
-            });
-        }
-    }
-
-    void shift_columns(const Tile& tile, const T* first, A* shift) const {
-        const i64 n = tile.n, rows = std::min<i64>(8, tile.rows);
-        if (count[tile.column] > 0) {
+        const i64 n = tile.n;
+        if (pass.p.stride == 1) {
+            if (count[tile.column] == 0) return shift_columns(pass, tile, shift);
             for (i64 c = 0; c < n; ++c) shift[c] = static_cast<A>(mean[tile.column + c]);
             return;
         }
-        for (i64 c = 0; c < n; ++c) shift[c] = load(first + c);
-        for (i64 r = 1; r < rows; ++r)
-            for (i64 c = 0; c < n; ++c) shift[c] += load(first + r * tile.block.pitch + c);
-        for (i64 c = 0; c < n; ++c) shift[c] *= A(1) / A(rows);
+        for_slots(pass.p.stride, tile.column, n, [&](i64 slot, i64 i, i64 length) {
+            A about = static_cast<A>(mean[slot]);
+            if (count[slot] == 0) {
+                about = 0;
+                const i64 some = std::min(kSample, tile.rows * length);
+                for (i64 e = 0; e < some; ++e) {
+                    const i64 at = e * (tile.rows * length) / some;
+                    about += load(pass.x + tile.at(at / length) + i + at % length);
+                }
+                about /= A(some);
+            }
+            std::fill(shift + i, shift + i + length, about);
+        });
+    }
+
+    void shift_columns(const Pass& pass, const Tile& tile, A* shift) const {
+        const i64 n = tile.n, some = std::min(kSample, tile.rows);
+        std::fill(shift, shift + n, A(0));
+        for (i64 e = 0; e < some; ++e) {
+            const T* at = pass.x + tile.at(e * tile.rows / some);
+            for (i64 c = 0; c < n; ++c) shift[c] += load(at + c);
+        }
+        for (i64 c = 0; c < n; ++c) shift[c] *= A(1) / A(some);
+    }
+
+    // Move the shifts that were far from the mean to the mean that the sums gave; whether there were any.
+    bool move_shift(const Pass& pass, const Tile& tile, A* shift, const A* s1, const A* s2) const {
+        bool moved = false;
+        if (pass.p.stride == 1) {
+            if (count[tile.column] > 0) return false;  // as many rows were seen as the tile has
+            const A each = A(1) / A(tile.rows);
+            const i64 n = tile.n;
+            int far = 0;
+#pragma omp simd reduction(| : far)
+            for (i64 c = 0; c < n; ++c) far |= A(2) * s1[c] * (s1[c] * each) > s2[c] ? 1 : 0;
+            for (i64 c = 0; far && c < n; ++c) shift[c] += s1[c] * each;
+            return far != 0;
+        }
+        for_slot_sums(pass, tile, s1, s2,
+                      [&](i64 slot, i64 i, i64 length, double n, double all1, double all2) {
+                          if (!is_far(at(slot), n, all1, all2)) return;
+                          const A about = shift[i] + static_cast<A>(all1 / n);
+                          std::fill(shift + i, shift + i + length, about);
+                          moved = true;
+                      });
+        return moved;
     }
 
     // Where every column is a slot, all of a tile have seen equally many rows: none needs a division.

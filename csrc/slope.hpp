@@ -10,7 +10,7 @@
 namespace evenly {
 namespace EVENLY_ISA {
 
-// Where a slope comes from, a line at a time: from z itself,
+// Where a slope comes from, a step at a time: from z itself,
 template <Kind K, class A>
 struct OfZ {
     A arg;
@@ -58,7 +58,7 @@ struct OfBits {
     }
 };
 
-// d = x - mean and g = dy * slope of the elements of a line.
+// d = x - mean and g = dy * slope of the elements of a step.
 template <i64 L, class T, class A, class Affine, class Slopes>
 inline void slope_step(const T* dy, const T* x, i64 i, const Affine& f, const Slopes& slopes, A* g, A* d) {
     widen<L>(x + i, d);

@@ -16,6 +16,7 @@ namespace EVENLY_ISA {
 
 constexpr i64 kTile = 1024;   // elements of a buffer in L1
 constexpr i64 kPiece = 2048;  // elements whose sums may stay in float32
+constexpr i64 kChain = 16;    // steps that one float32 sum takes up
 constexpr i64 kLine = 64;     // bytes of a cache line
 
 template <class T>
@@ -50,7 +51,7 @@ inline void in_steps(i64 n, const Body& body) {
 template <class T>
 constexpr bool by_pairs = std::is_same_v<T, bfloat16>;
 
-// The same, by two steps where the order of elements does not matter.
+// Call body for every step, two at once where the order of elements does not matter.
 template <class T, class A, bool any_order, class Body>
 inline void in_order(i64 n, const Body& body) {
     constexpr i64 both = 2 * kStep<A>;

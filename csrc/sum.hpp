@@ -1,6 +1,7 @@
 // Step 3: the sums that the gradients need, as each walk collects them.
 #pragma once
 
+#include "channels.hpp"
 #include "columns.hpp"
 #include "loops.hpp"
 #include "planes.hpp"
@@ -122,6 +123,51 @@ struct BlockGradients {
                 channel.g[c] = g, channel.gd[c] = gd;
             }
             pass.finish(block.first_set + set, block.first_channel + set * of_set, of_set, channel);
+        }
+    }
+};
+
+// The places of a block, and the channels of all blocks of a thread.
+template <class Pass>
+struct PlaceGradients {
+    using T = typename Pass::T;
+    using A = typename Pass::A;
+    Sums sums, channels;
+
+    static i64 bytes(const Pass&, i64 width) { return Sums::bytes(width); }
+    PlaceGradients(const Pass& pass, Arena& own, i64 width, int thread)
+        : sums(Sums::take(own, width)),
+          channels{pass.partial.g + thread * pass.p.channels, pass.partial.gd + thread * pass.p.channels} {
+        channels.clear(pass.p.channels);
+    }
+
+    void clear(i64 places) const { sums.clear(places); }
+
+    template <class Constants>
+    void add(const Pass& pass, const Tile& tile, const Constants& constants) const {
+        TileSums<A> room;
+        A *g = room.first(), *gd = room.second();
+        std::fill(g, g + tile.n, A(0));
+        std::fill(gd, gd + tile.n, A(0));
+        for (i64 r = 0; r < tile.rows; ++r) {
+            const i64 k = tile.at(r), channel = tile.row + r;
+            pass.with_slopes(k, [&](const auto& slopes) {
+                place_sums<A>(pass.dy + k, pass.x + k, tile.n, constants(channel), slopes,
+                              tile.template ahead<T>(r), g, gd, channels.g[channel], channels.gd[channel]);
+            });
+        }
+        double *all_g = sums.g + tile.column, *all_gd = sums.gd + tile.column;
+        const i64 n = tile.n;
+#pragma omp simd
+        for (i64 c = 0; c < n; ++c) all_g[c] += g[c], all_gd[c] += gd[c];
+    }
+
+    template <class Part>
+    void merge(const Pass& pass, const Block& block, Range places, const Part&, int) const {
+        for (i64 i = places.begin; i < places.end; ++i) {
+            const i64 set = block.first_set + i;
+            pass.sum_g[set] = static_cast<A>(sums.g[i]);
+            pass.sum_gx[set] = static_cast<A>(sums.gd[i] * pass.rstd[set]);
         }
     }
 };

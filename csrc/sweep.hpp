@@ -26,15 +26,28 @@ struct Sweep {
     }
 
     void add(const T* x, i64 length, const Ahead& ahead) {
-        constexpr i64 kFold = 2 * kPiece;
-        if (!started && centered) shift = mean_of<T, A>(x, std::min<i64>(16, length));
-        started = true;
-        for (i64 i = 0; i < length; i += kPiece) {
+        constexpr double kFold = 2 * kPiece;
+        for (i64 i = started ? 0 : add_first(x, std::min(kPiece, length), ahead); i < length; i += kPiece) {
             const i64 piece = std::min(kPiece, length - i);
             sum_about(x + i, piece, shift, ahead.from(i), s1, s2);
             n += static_cast<double>(piece);
-            if (n >= kFold) fold();
+            if (n >= std::min(kFold, seen.count)) fold();  // never many more than were seen before
         }
+    }
+
+    // The first piece, looked at again until its sums are taken about what is nearly its mean.
+    i64 add_first(const T* x, i64 piece, const Ahead& ahead) {
+        started = true;
+        n = static_cast<double>(piece);
+        if (centered) shift = mean_of_some<A>(x, piece);
+        sum_about(x, piece, shift, ahead, s1, s2);
+        for (int look = 0; centered && look < kLooks && is_far({}, n, s1, s2); ++look) {
+            shift += static_cast<A>(s1 / n);
+            s1 = s2 = 0;
+            sum_about(x, piece, shift, Ahead{}, s1, s2);
+        }
+        fold();
+        return piece;
     }
 
     // Weighted: each tile about its own mean, since what was seen before may weigh nothing.
