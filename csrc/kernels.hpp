@@ -1,4 +1,4 @@
-// The steps as the kernels offer them: plain addresses and sizes, the same for every instruction set.
+// The steps as the kernels offer them, for every instruction set: plain addresses and sizes.
 #pragma once
 
 #include <cstdint>

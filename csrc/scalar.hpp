@@ -73,7 +73,7 @@ inline void store(float16* p, float v) {
     p->bits = static_cast<std::uint16_t>(sign | (a >= 0x477ff000u ? large : finite));
 }
 
-// a * b + c. Forward and backward must round alike, or the sign of z would differ between them,
+// a * b + c. Forward and backward must round z equally, or its sign would differ between them,
 // so contraction is off in the build and asked for here.
 #if defined(__FMA__) || defined(__ARM_FEATURE_FMA)
 inline float fma(float a, float b, float c) { return __builtin_fmaf(a, b, c); }

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import sys
 import tomllib
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import pytest
 ROOT = Path(__file__).parents[1]
 SOURCE = ROOT / "src" / "evenly"
 FILES = sorted(SOURCE.rglob("*.py"))
+KERNELS = sorted((ROOT / "csrc").rglob("*.[ch]pp"))
 FILE_LINES, FUNCTION_LINES = 300, 50
 # What may be longer, and why.
 LONGER_FILES: dict[str, str] = {
@@ -47,6 +49,42 @@ def test_files_and_functions_are_short(path: Path) -> None:
     assert relative(path) in LONGER_FILES or len(text.splitlines()) <= FILE_LINES
     for name, lines in functions(ast.parse(text)):
         assert f"{relative(path)}:{name}" in LONGER_FUNCTIONS or lines <= FUNCTION_LINES, (name, lines)
+
+
+def bodies(text: str) -> Iterator[tuple[str, int]]:
+    """First line and number of lines of each function and constructor of formatted C++, lambdas inside included."""
+    lines = text.splitlines()
+    for end, line in enumerate(lines):
+        if not re.fullmatch(r" *\};?", line):
+            continue
+        indent = line[: len(line) - len(line.lstrip())]
+        start = next(i for i in range(end - 1, -1, -1) if re.match(indent + r"[^\s#}]", lines[i]) or i == 0)
+        while start > 0 and (lines[start].startswith(indent + "    ") or re.match(indent + r"[:,]", lines[start])):
+            start -= 1
+        head = " ".join(lines[start:end])
+        scope = re.match(rf"{indent}(struct|class|enum|namespace|union|public|private|using|switch|extern)\b", head)
+        if "(" in head.split("{")[0] and not scope:
+            yield lines[start].strip(), end - start + 1
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=lambda path: path.name)
+def test_files_and_functions_of_the_kernels_are_short(path: Path) -> None:
+    """The limits hold for C++ too."""
+    text = path.read_text("utf-8")
+
+    assert len(text.splitlines()) <= FILE_LINES
+    for name, lines in bodies(text):
+        assert lines <= FUNCTION_LINES, (name, lines)
+
+
+def test_the_length_of_a_function_of_the_kernels_is_found() -> None:
+    """A long function, a long method and a long constructor are seen; a long class of short ones is not."""
+    body = "    int n = 0;\n" * 60
+    short = "    int h() const { return 0; }\n" * 60
+    constructor = f"    S(int a)\n        : g(a) {{\n{body.replace('    ', ' ' * 8)}    }}\n"
+    text = f"int f(int a) {{\n{body}}}\n\nstruct S {{\n    int g;\n{constructor}{short}}};\n"
+
+    assert [lines for _, lines in bodies(text) if lines > FUNCTION_LINES] == [62, 63]
 
 
 @pytest.mark.parametrize("path", FILES, ids=relative)

@@ -1,12 +1,17 @@
 // What is done to a stretch of neighbouring elements.
 //
-// Each loop goes line by line (line.hpp); the walks in forward.cpp and backward.cpp string the
-// stretches together. Each stays a function of its own, since inlined among branches gcc leaves
-// some of them scalar, and has all it calls inlined, since a line must not pass through memory.
+// Each loop goes step by step (step.hpp); the walks string the stretches together. Each loop stays a
+// function of its own, since gcc leaves some of them scalar when they are inlined among branches, and has
+// all that it calls inlined, since a step must not pass through memory.
 #pragma once
 
 #include "activation.hpp"
-#include "line.hpp"
+#include "affine.hpp"
+#include "bits.hpp"
+#include "convert.hpp"
+#include "moments.hpp"
+#include "slope.hpp"
+#include "stream.hpp"
 
 #if !defined(EVENLY_LOOP)  // the sanitizers' build takes minutes longer with everything inlined
 #define EVENLY_LOOP [[gnu::noinline, gnu::flatten]]
@@ -15,115 +20,55 @@
 namespace evenly {
 namespace EVENLY_ISA {
 
-// Where a tile's numbers come from: one each for the whole tile,
-//   forward   z  = (x - mean) * scale + bias,  scale = rstd * weight
-//   backward  dx = scale * g + p * (x - mean) + q
-template <class A>
-struct Run {
-    A m, s, b, p_ = 0, q_ = 0;
-    A mean(i64) const { return m; }
-    A scale(i64) const { return s; }
-    A bias(i64) const { return b; }
-    A p(i64) const { return p_; }
-    A q(i64) const { return q_; }
-    Run from(i64) const { return *this; }
-};
-// one each per element,
-template <class A>
-struct Columns {
-    const A *m, *s, *b, *p_ = nullptr, *q_ = nullptr;
-    A mean(i64 i) const { return m[i]; }
-    A scale(i64 i) const { return s[i]; }
-    A bias(i64 i) const { return b[i]; }
-    A p(i64 i) const { return p_[i]; }
-    A q(i64 i) const { return q_[i]; }
-    Columns from(i64 i) const { return {m + i, s + i, b + i, p_ ? p_ + i : nullptr, q_ ? q_ + i : nullptr}; }
-    Run<A> run(i64 i) const { return {m[i], s[i], b[i], p_ ? p_[i] : 0, q_ ? q_[i] : 0}; }
-};
-// one each per run of `stride` elements: kept in registers along a run, and read for each element
-// only where a step crosses into the next run,
-template <class A>
-struct Runs {
-    Columns<A> each;
-    i64 stride, end;  // end of the run that element 0 is in
-    Runs from(i64 i) const { return {each.from(i), stride, end - i + (i - end + stride) / stride * stride}; }
-};
-// or the mean shared and weight and bias per element.
-template <class A>
-struct Row {
-    A m, r;
-    const A *w, *b;
-    A p_ = 0, q_ = 0;
-    A mean(i64) const { return m; }
-    A scale(i64 i) const { return r * w[i]; }
-    A bias(i64 i) const { return b[i]; }
-    A p(i64) const { return p_; }
-    A q(i64) const { return q_; }
-    Row from(i64 i) const { return {m, r, w + i, b + i, p_, q_}; }
-};
+// Add the sums of some elements to those of all.
+template <i64 L, class A>
+inline void add_step(const A* some, A* sum) {
+    alignas(kLine) A all[L];
+    widen<L>(sum, all);
+#pragma omp simd
+    for (i64 j = 0; j < L; ++j) all[j] += some[j];
+    widen<L>(all, sum);
+}
 
-// Cut the steps of elements i … last where their constants change: body(constants, first, last). Those
-// of a single element: at_each.
-template <i64 step, class Affine, class Body>
-inline void over(const Affine& f, i64 i, i64 last, const Body& body) {
-    body(f, i, last);
-}
-template <i64 step, class A, class Body>
-inline void over(const Runs<A>& f, i64 i, i64 last, const Body& body) {
-    for (i64 end = f.end; i < last; end += f.stride) {
-        if (end <= i) continue;
-        const i64 stop = i + (std::min(end, last) - i) / step * step;
-        if (stop > i) body(f.each.run(i), i, stop), i = stop;
-        if (i < end && i < last) body(f.each, i, i + step), i += step;
-    }
-}
-template <class Affine>
-inline const Affine& at_each(const Affine& f) {
-    return f;
-}
-template <class A>
-inline const Columns<A>& at_each(const Runs<A>& f) {
-    return f.each;
-}
-template <class Affine>
-constexpr bool is_run = false;
-template <class A>
-constexpr bool is_run<Run<A>> = true;
-
-// Sum of (x - shift) and of its square.
+// Sum of (x - shift) and of its square. No sum takes up more than kChain numbers one by one: an outlier in
+// it would round all that follow to its own last bit, and all the same way.
 template <class T, class A>
 EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, double& s2) {
-    alignas(kLine) A a1[2 * kStep<A>] = {}, a2[2 * kStep<A>] = {};
-    in_order<T, A, true>(n, [&](i64 i, auto lanes) {
-        ahead.ask<lanes>(x, i);
-        alignas(kLine) A v[lanes];
-        widen<lanes>(x + i, v);
+    constexpr i64 chain = kChain * kStep<A>;
+    alignas(kLine) A all1[2 * kStep<A>] = {}, all2[2 * kStep<A>] = {};
+    for (i64 first = 0; first < n; first += chain) {
+        alignas(kLine) A a1[2 * kStep<A>] = {}, a2[2 * kStep<A>] = {};
+        in_order<T, A, true>(std::min(chain, n - first), [&](i64 i, auto lanes) {
+            ahead.ask<lanes>(x, first + i);
+            alignas(kLine) A v[lanes];
+            widen<lanes>(x + first + i, v);
 #pragma omp simd
-        for (i64 j = 0; j < lanes; ++j) {
-            const A d = v[j] - shift;
-            a1[j] += d;
-            a2[j] = fma(d, d, a2[j]);
-        }
-    });
-    s1 += total(a1);
-    s2 += total(a2);
+            for (i64 j = 0; j < lanes; ++j) {
+                const A d = v[j] - shift;
+                a1[j] += d;
+                a2[j] = fma(d, d, a2[j]);
+            }
+        });
+        add_step<2 * kStep<A>>(a1, all1), add_step<2 * kStep<A>>(a2, all2);
+    }
+    s1 += total(all1);
+    s2 += total(all2);
 }
 
-// Add sums per element to what is there; those of a run go to its first step. sums(constants, i, lanes, v, w)
-// adds to each.
+// Add sums per element to what is there; those of a run start at 0 and go to its first step, so that a sum
+// takes up one number of each run, not all its elements. sums(constants, i, lanes, v, w) adds to each.
 template <bool any_order, class T, class A, class Affine, class Sums>
 inline void add(const Affine& f, i64 n, A* sum_v, A* sum_w, const Sums& sums) {
     constexpr i64 L = kStep<A>;
     over<L>(f, 0, n / L * L, [&](const auto& constants, i64 i, i64 last) {
         if constexpr (is_run<std::decay_t<decltype(constants)>>) {
             constexpr i64 both = any_order && by_pairs<T> ? 2 * L : L;
-            alignas(kLine) A all_v[both], all_w[both];
             if (last - i >= both) {
-                widen<both>(sum_v + i, all_v), widen<both>(sum_w + i, all_w);
+                alignas(kLine) A all_v[both] = {}, all_w[both] = {};
                 i64 k = i;
                 for (; k + both <= last; k += both) sums(constants, k, Lanes<both>{}, all_v, all_w);
                 if (k < last) sums(constants, k, Lanes<L>{}, all_v, all_w);
-                widen<both>(all_v, sum_v + i), widen<both>(all_w, sum_w + i);
+                add_step<both>(all_v, sum_v + i), add_step<both>(all_w, sum_w + i);
             } else {
                 sums(constants, i, Lanes<L>{}, sum_v + i, sum_w + i);
             }
@@ -151,19 +96,22 @@ EVENLY_LOOP void add_about(const T* x, i64 n, Affine shift, Ahead ahead, A* s1, 
     });
 }
 
-template <class T, class A>
-inline A mean_of(const T* x, i64 n) {
+// The mean of a few of n elements, spread over them.
+template <class A, class T>
+inline A mean_of_some(const T* x, i64 n) {
+    const i64 some = std::min(kSample, n);
     A sum = 0;
-    for (i64 i = 0; i < n; ++i) sum += load(x + i);
-    return sum / A(n > 0 ? n : 1);
+    for (i64 i = 0; i < some; ++i) sum += load(x + i * n / some);
+    return sum / A(some);
 }
 
-// Write n elements of each output: values(constants, first, Lanes<L>, v) makes the next L of them, one row
-// of v for each output.
+// Write n elements of each output: values(constants, first, Lanes<L>, v) makes the next L of them,
+// v[o] for output o.
 template <bool any_order, class A, class Affine, class T, std::size_t Outputs, class Values>
 inline void write(const Affine& f, T* const (&to)[Outputs], i64 n, bool streams, const Values& values) {
     constexpr i64 L = kOfLine<T>, step = kStep<A>;
-    const i64 head = std::min(n, until_line(to[0]));
+    constexpr i64 kLong = 256;  // elements for which whole lines are worth single steps before them
+    const i64 head = streams || n >= kLong ? std::min(n, until_line(to[0])) : 0;
     for (std::size_t o = 1; o < Outputs; ++o) streams = streams && until_line(to[o]) == until_line(to[0]);
     const auto put = [&](const auto& constants, i64 i, auto lanes) {
         constexpr i64 bytes = lanes * static_cast<i64>(sizeof(T));
@@ -180,7 +128,7 @@ inline void write(const Affine& f, T* const (&to)[Outputs], i64 n, bool streams,
         }
     };
     i64 i = 0, stop = head;
-    while (true) {  // one by one up to a line, the lines, one by one to the end: each body written once
+    while (true) {  // elements up to a cache line, whole lines, elements to the end: each body written once
 #pragma GCC unroll 1
         for (; i < stop; ++i) {
             A v[Outputs][1];
@@ -192,7 +140,7 @@ inline void write(const Affine& f, T* const (&to)[Outputs], i64 n, bool streams,
         over<step>(f, i, stop, [&](const auto& constants, i64 k, i64 last) {
             if constexpr (any_order && by_pairs<T> && 2 * step == L &&
                           is_run<std::decay_t<decltype(constants)>>) {
-                if ((k - head) % L != 0) put(constants, k, Lanes<step>{}), k += step;  // half a line
+                if ((k - head) % L != 0) put(constants, k, Lanes<step>{}), k += step;  // half a cache line
                 for (; k + L <= last; k += L) put(constants, k, Lanes<L>{});
             }
             for (; k < last; k += step) put(constants, k, Lanes<step>{});
@@ -213,7 +161,7 @@ EVENLY_LOOP void apply_tile(const T* x, i64 n, Affine affine, A arg, Ahead ahead
     });
 }
 
-// The same with a residual; the bits of z's slopes are kept where there is room for them.
+// y = activation(z), z = (x - mean) * scale + bias + residual; the bits of z's slopes are kept if asked for.
 template <Kind K, bool keeps, class T, class A, class Affine>
 EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine affine, A arg, Ahead ahead_x,
                                Ahead ahead_residual, Bits* bits, i64 k, T* y, bool streams) {
@@ -236,71 +184,10 @@ EVENLY_LOOP void residual_tile(const T* x, const T* residual, i64 n, Affine affi
     });
 }
 
-// Where a slope comes from, a line at a time: from z itself,
-template <Kind K, class A>
-struct OfZ {
-    A arg;
-    template <i64 L>
-    OfZ line(i64) const {
-        return *this;
-    }
-    A at(i64, A z) const { return slope<K>(z, arg); }
-};
-template <class Slopes>
-constexpr bool any_order = false;
-template <Kind K, class A>
-constexpr bool any_order<OfZ<K, A>> = true;
-// from z and the residual,
-template <Kind K, class T, class A>
-struct OfSum {
-    const T* residual;
-    A arg;
-    template <i64 L>
-    OfSum line(i64 i) const {
-        return {residual + i, arg};
-    }
-    A at(i64 j, A z) const { return slope<K>(z + load(residual + j), arg); }
-};
-// or from the bits that forward kept.
-template <class A>
-struct OfBits {
-    const Bits* bits;
-    i64 k;
-    A low;  // the slope where the bit is not set
-    struct Word {
-        std::uint32_t word;
-        A low;
-        A at(i64 j, A) const { return word >> j & 1 ? A(1) : low; }
-    };
-    template <i64 L>
-    Word line(i64 i) const {
-        const Bits* first = bits + (k + i) / 8;
-        const i64 shift = (k + i) % 8;
-        if constexpr (L == 1) return {static_cast<std::uint32_t>(*first >> shift), low};
-        std::uint32_t word = 0;
-        std::memcpy(&word, first, L / 8);
-        if (shift) word = (word | static_cast<std::uint32_t>(first[L / 8]) << L) >> shift;
-        return {word, low};
-    }
-};
-
-// d = x - mean and g = dy * slope of the elements of a line.
-template <i64 L, class T, class A, class Affine, class Slopes>
-inline void slope_line(const T* dy, const T* x, i64 i, const Affine& f, const Slopes& slopes, A* g, A* d) {
-    widen<L>(x + i, d);
-    widen<L>(dy + i, g);
-    const auto slope_of = slopes.template line<L>(i);
-#pragma omp simd
-    for (i64 j = 0; j < L; ++j) {
-        d[j] -= f.mean(i + j);
-        g[j] *= slope_of.at(j, fma(d[j], f.scale(i + j), f.bias(i + j)));
-    }
-}
-
-// The same of a tile, for those who need them apart.
+// d and g of a tile, for those who need them apart.
 template <class T, class A, class Affine, class Slopes>
 EVENLY_LOOP void slope_tile(const T* dy, const T* x, i64 n, Affine f, Slopes slopes, A* g, A* d) {
-    in_steps<A>(n, [&](i64 i, auto lanes) { slope_line<lanes>(dy, x, i, f, slopes, g + i, d + i); });
+    in_steps<A>(n, [&](i64 i, auto lanes) { slope_step<lanes>(dy, x, i, f, slopes, g + i, d + i); });
 }
 
 // Sums of g and g * d.
@@ -311,7 +198,7 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slo
     in_order<T, A, is_run<Affine> && any_order<Slopes>>(n, [&](i64 i, auto lanes) {
         ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A g[lanes], d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, g, d);
+        slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) a1[j] += g[j], a2[j] = fma(g[j], d[j], a2[j]);
     });
@@ -319,7 +206,7 @@ EVENLY_LOOP void slope_sums(const T* dy, const T* x, i64 n, Affine f, Slopes slo
     sum_gd += total(a2);
 }
 
-// The same sums per element.
+// Sums of g and g * d per element.
 template <class T, class A, class Affine, class Slopes>
 EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead,
                            A* sum_g, A* sum_gd) {
@@ -327,21 +214,21 @@ EVENLY_LOOP void slope_add(const T* dy, const T* x, i64 n, Affine affine, Slopes
                               [&](const auto& f, i64 i, auto lanes, A* all_g, A* all_gd) {
                                   ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
                                   alignas(kLine) A g[lanes], d[lanes];
-                                  slope_line<lanes>(dy, x, i, f, slopes, g, d);
+                                  slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
                                   for (i64 j = 0; j < lanes; ++j)
                                       all_g[j] += g[j], all_gd[j] = fma(g[j], d[j], all_gd[j]);
                               });
 }
 
-// A row's sums of weight * g and weight * g * d; g and g * xhat are added per element.
+// A set's sums of weight * g and weight * g * d; g and g * xhat are added per element.
 template <class A, class T, class Slopes>
-EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slopes, A* g_each, A* gx_each,
-                          double& sum_g, double& sum_gd) {
+EVENLY_LOOP void set_sums(const T* dy, const T* x, i64 n, Elementwise<A> f, Slopes slopes, A* g_each,
+                          A* gx_each, double& sum_g, double& sum_gd) {
     alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
     in_steps<A>(n, [&](i64 i, auto lanes) {
         alignas(kLine) A g[lanes], d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, g, d);
+        slope_step<lanes>(dy, x, i, f, slopes, g, d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) {
             const A wg = f.w[i + j] * g[j];
@@ -355,6 +242,28 @@ EVENLY_LOOP void row_sums(const T* dy, const T* x, i64 n, Row<A> f, Slopes slope
     sum_gd += total(a2);
 }
 
+// Sums of weight * g and weight * g * d per element, and a row's sums of g and g * xhat.
+template <class A, class T, class Slopes>
+EVENLY_LOOP void place_sums(const T* dy, const T* x, i64 n, Places<A> f, Slopes slopes, Ahead ahead,
+                            A* g_each, A* gd_each, double& sum_g, double& sum_gx) {
+    alignas(kLine) A a1[kStep<A>] = {}, a2[kStep<A>] = {};
+    in_steps<A>(n, [&](i64 i, auto lanes) {
+        ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
+        alignas(kLine) A g[lanes], d[lanes];
+        slope_step<lanes>(dy, x, i, f, slopes, g, d);
+#pragma omp simd
+        for (i64 j = 0; j < lanes; ++j) {
+            a1[j] += g[j];
+            a2[j] = fma(g[j] * f.rstd(i + j), d[j], a2[j]);
+            const A wg = f.w * g[j];
+            g_each[i + j] += wg;
+            gd_each[i + j] = fma(wg, d[j], gd_each[i + j]);
+        }
+    });
+    sum_g += total(a1);
+    sum_gx += total(a2);
+}
+
 // dx straight from dy and x; through given statistics nothing passed, not even a NaN.
 template <bool measured, class A, class T, class Affine, class Slopes>
 EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead, T* dx,
@@ -362,7 +271,7 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine affine, Slope
     write<any_order<Slopes>, A>(affine, {dx}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
         ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
         alignas(kLine) A d[lanes];
-        slope_line<lanes>(dy, x, i, f, slopes, v[0], d);
+        slope_step<lanes>(dy, x, i, f, slopes, v[0], d);
 #pragma omp simd
         for (i64 j = 0; j < lanes; ++j) {
             const A through = measured ? fma(f.p(i + j), d[j], f.q(i + j)) : A(0);
@@ -371,7 +280,7 @@ EVENLY_LOOP void input_tile(const T* dy, const T* x, i64 n, Affine affine, Slope
     });
 }
 
-// The same, and the residual's gradient.
+// dx, and the residual's gradient.
 template <class A, class T, class Affine, class Slopes>
 EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine affine, Slopes slopes, Ahead ahead, T* dx,
                              T* dresidual, bool streams) {
@@ -379,31 +288,11 @@ EVENLY_LOOP void inputs_tile(const T* dy, const T* x, i64 n, Affine affine, Slop
         affine, {dx, dresidual}, n, streams, [&](const auto& f, i64 i, auto lanes, auto& v) {
             ahead.ask<lanes>(dy, i), ahead.ask<lanes>(x, i);
             alignas(kLine) A d[lanes];
-            slope_line<lanes>(dy, x, i, f, slopes, v[1], d);
+            slope_step<lanes>(dy, x, i, f, slopes, v[1], d);
 #pragma omp simd
             for (i64 j = 0; j < lanes; ++j)
                 v[0][j] = fma(f.scale(i + j), v[1][j], fma(f.p(i + j), d[j], f.q(i + j)));
         });
-}
-
-// The weights of elements k … k + n: a mask by element is read in place, one by position spread out.
-template <class A>
-inline const A* mask_tile(const A* mask, bool by_element, const Partition& p, i64 k, i64 n, A* buffer) {
-    if (by_element) return mask + k;
-    const i64 span = p.channels * p.stride;
-    for (i64 i = 0; i < n;) {
-        const i64 within = (k + i) % span, position = (k + i) / span * p.stride;
-        if (p.stride == 1) {  // one weight for all channels of a place
-            const i64 length = std::min(n - i, span - within);
-            for (i64 j = 0; j < length; ++j) buffer[i + j] = mask[position];
-            i += length;
-        } else {
-            const i64 place = within % p.stride, length = std::min(n - i, p.stride - place);
-            for (i64 j = 0; j < length; ++j) buffer[i + j] = mask[position + place + j];
-            i += length;
-        }
-    }
-    return buffer;
 }
 
 }  // namespace EVENLY_ISA
