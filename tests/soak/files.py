@@ -199,13 +199,14 @@ def cases(seed: int) -> Iterator[tuple[str, bytes]]:
         number += 1
 
 
-def run(seconds: float, seed: int, only: str | None = None) -> Counts:
+def run(seconds: float, seed: int, only: str | None = None, most: int = sys.maxsize) -> Counts:
     """Try files for so long.
 
     Args:
         seconds: how long to go on; the hostile files are tried in any case.
         seed: of the damage.
         only: the one case to try.
+        most: how many damaged files to try at most.
     """
     counts = Counts(0, 0, 0, [])
     reader = Reader()
@@ -213,7 +214,7 @@ def run(seconds: float, seed: int, only: str | None = None) -> Counts:
     must = len(list(hostile.files()))
     with tempfile.TemporaryDirectory() as folder:
         for count, (name, content) in enumerate(cases(seed)):
-            if count >= must and time.monotonic() > until and (only is None or counts.tried):
+            if count >= must + most or (count >= must and time.monotonic() > until and (only is None or counts.tried)):
                 break
             if only is not None and name != only:
                 continue

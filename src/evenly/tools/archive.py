@@ -38,7 +38,7 @@ class Archive:
         self.entries = {info.filename: info for info in listed}
         if len(self.entries) < len(listed):
             raise ValueError("two entries of the archive have the same name.")
-        self._starts = sorted(info.header_offset for info in listed) + [self._zip.start_dir]
+        self._starts = [*sorted(info.header_offset for info in listed), self._zip.start_dir]
         file.seek(0, io.SEEK_END)
         self.room = UNPACKED + UNPACKED_TIMES * file.tell()  # for what compressed entries unfold to
         ends = 0

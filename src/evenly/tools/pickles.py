@@ -16,7 +16,8 @@ import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
-MOST_STEPS = 2_000_000  # two seconds' worth; ten thousand tensors with Adam's moments take half of it
+MOST_STEPS = 1_000_000  # a second's worth; a thousand parameters with Adam's moments take 130,000
+BYTES_A_STEP = 1024  # of a large file, which may have more steps
 _LONGEST_LINE = 4096  # bytes of a name or a number written as text
 _LONGEST_NUMBER = 256  # bytes
 
@@ -66,7 +67,7 @@ class Machine:
 
     def __init__(self, file: BinaryIO, size: int, call: Call, persistent: Callable[[Any], Any]) -> None:
         self.file, self._size, self._call, self._persistent = file, size, call, persistent
-        self._steps = MOST_STEPS
+        self._steps = self._most = MOST_STEPS + size // BYTES_A_STEP
         self.stack: list[Any] = []
         self._memo: dict[int, Any] = {}
         self._globals: dict[tuple[str, str], Global] = {}
@@ -98,7 +99,7 @@ class Machine:
         """
         self._steps -= steps
         if self._steps < 0:
-            raise DamagedError(f"its pickle takes more than {MOST_STEPS:,} steps.")
+            raise DamagedError(f"its pickle takes more than {self._most:,} steps.")
 
     def read(self, count: int) -> bytes:
         """So many bytes, or an error: a length is believed only where the file can hold it."""
@@ -164,6 +165,7 @@ class Machine:
         """A name; one object for each."""
         if not isinstance(module, str) or not isinstance(name, str):
             raise DamagedError("its pickle is damaged.")
+        self.charge(2)  # dearer than a number
         if (module, name) not in self._globals:
             self._globals[module, name] = Global(module, name)
         return self._globals[module, name]

@@ -87,6 +87,8 @@ def _legacy(file: BinaryIO, size: int, budget: Budget, nested: Any) -> tuple[str
     machine = Machine(file, size, Rebuild(budget, nested), storage)
     first = machine.load()
     if first != _LEGACY_MAGIC:
+        if storages:
+            raise DamagedError("the bytes of its tensors are not in it.")
         return "pickle", first, []
     machine.load()
     information = machine.load()
