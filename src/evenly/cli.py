@@ -167,7 +167,12 @@ def lab(
         if ask_list:
             return command.show_list(Console(highlight=False))
         work = command.checked(experiments, full=not quick, engine=engine or "local", **asked)
-    return command.carry_out(work, Console(highlight=False), show=show)
+    from evenly.lab.sources import ChangedError
+
+    try:
+        return command.carry_out(work, Console(highlight=False), show=show)
+    except ChangedError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
 
 
 @main.command(
