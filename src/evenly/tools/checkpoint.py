@@ -20,6 +20,7 @@ from evenly.tools import archive, arrays, files, formats, names, safetensors, sa
 from evenly.tools.groups import Group, named_tensors
 from evenly.tools.rebuild import Budget, Storage
 
+MEMORY = "it takes more memory than there is"
 _MENDED = ("safetensors", "torch", "torch, legacy", "numpy")
 
 
@@ -146,6 +147,8 @@ def read(path: str | Path, inside: str | None = None) -> Checkpoint:
             return _chosen(found, inside)
         except RecursionError:
             reason: object = "it is nested too deeply"
+        except MemoryError:
+            reason = MEMORY
         except Exception as error:  # whatever a damaged or hostile file brings about is the file's fault
             reason = error
     raise _refusal(path, reason)

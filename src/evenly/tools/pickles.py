@@ -18,7 +18,6 @@ from typing import Any, BinaryIO
 
 MOST_STEPS = 1_000_000  # a second's worth; a thousand parameters with Adam's moments take 130,000
 BYTES_A_STEP = 1024  # of a large file, which may have more steps
-_LONGEST_LINE = 4096  # bytes of a name or a number written as text
 _LONGEST_NUMBER = 256  # bytes
 
 
@@ -108,12 +107,12 @@ class Machine:
             raise DamagedError("it ends in the middle of a pickle.")
         return data
 
-    def line(self) -> str:
+    def line(self, coding: str = "utf-8") -> str:
         """A text up to the end of the line."""
-        text = self.file.readline(_LONGEST_LINE)
+        text = self.file.readline(self._size)
         if text[-1:] != b"\n":
             raise DamagedError("a name or number of its pickle has no end.")
-        return text[:-1].decode("utf-8")
+        return text[:-1].decode(coding)
 
     def text(self, form: str) -> str:
         """A text behind its length."""
@@ -301,7 +300,7 @@ for _codes, _operation in {
     b"IL": _push(_text_number), b"J": _push(lambda m: m.number("<i")), b"K": _push(lambda m: m.number("B")),
     b"M": _push(lambda m: m.number("<H")), b"\x8a": _push(lambda m: m.integer(m.number("B"))),
     b"\x8b": _push(lambda m: m.integer(m.number("<i"))),
-    b"S": _push(lambda m: m.line()[1:-1]), b"V": _push(lambda m: m.line()),
+    b"S": _push(lambda m: m.line("unicode-escape")[1:-1]), b"V": _push(lambda m: m.line("raw-unicode-escape")),
     b"T": _push(lambda m: m.text("<i")), b"U": _push(lambda m: m.text("B")), b"X": _push(lambda m: m.text("<I")),
     b"\x8c": _push(lambda m: m.text("B")), b"\x8d": _push(lambda m: m.text("<Q")),
     b"C": _push(lambda m: m.read(m.number("B"))), b"B": _push(lambda m: m.read(m.number("<I"))),
