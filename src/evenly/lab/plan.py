@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from evenly.lab import sources
 from evenly.lab.cells import Store
 from evenly.lab.data import Dataset, load
 from evenly.lab.experiment import Cell, Experiment
@@ -18,6 +19,7 @@ from evenly.lab.experiments import DEFAULT, EXPERIMENTS
 from evenly.lab.networks import build
 from evenly.lab.setting import Setting
 from evenly.lab.train import training
+from evenly.tools import files
 
 ENGINES = ("local", "ray", "dask")
 
@@ -100,6 +102,8 @@ def plan(
     cells = [cell for experiment in chosen for cell in _cells(experiment, full, data, model, seeds)]
     command = _command(names, everything, full, data, model, seeds)
     store = Store.create(Path(out) / "cells")
+    pages = {f"--out {out}, in it": Path(out) / "report.html", "claims": Path(out) / "claims.json"}
+    files.check_outputs({**pages, "settings": Path(out) / "lab.json"}, [data] * data.endswith(".npz"))
     return Plan(
         tuple(chosen), tuple(cells), store, Path(out), jobs or _cores(), engine, command, tuple(skipped)
     )  # fmt: skip
@@ -129,7 +133,12 @@ def _does_not_apply(experiment: Experiment, data: str, dataset: Dataset, model: 
 
 
 def _check_model(model: str, data: str, dataset: Dataset) -> None:
-    network = build(Setting(network=model, data=data, norm="batch"), dataset, seed=0)
+    try:
+        network = build(Setting(network=model, data=data, norm="batch"), dataset, seed=0)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:  # of the user's factory
+        raise ValueError(f"--model {model} cannot be built: {type(error).__name__}: {error}") from None
     some = dataset.train.take(torch.arange(min(4, len(dataset.train))))
     try:
         scores = network(*some.inputs)
@@ -141,6 +150,7 @@ def _check_model(model: str, data: str, dataset: Dataset) -> None:
     if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"--model {model} must answer {data} with scores of shape {wanted}, got {got}")
+    sources.users(model)  # from here on, a file of this code that changes is noticed
 
 
 def _cells(experiment: Experiment, full: bool, data: str, model: str | None, seeds: int | None) -> list[Cell]:

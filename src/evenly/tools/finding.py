@@ -13,7 +13,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from evenly.tools import files
 from evenly.tools.checkpoint import Checkpoint
+from evenly.tools.names import line, visible
 
 LEVELS = ("note", "warning", "error")
 _COLUMN = 11
@@ -166,7 +168,7 @@ class Diagnosis:
         """Everything as plain text."""
         counts = {level: sum(f.level == level for f in self.findings) for level in reversed(LEVELS)}
         said = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
-        blocks = [f"{self.source}: {said or 'nothing found'}", *map(str, self.findings)]
+        blocks = [f"{visible(self.source)}: {said or 'nothing found'}", *map(str, self.findings)]
         if self.gap is not None:
             blocks.append(_gap_text(self.gap))
         if self.trials:
@@ -188,13 +190,16 @@ class Diagnosis:
 
     def to_json(self, path: str | Path) -> None:
         """Write `to_dict` as JSON."""
-        Path(path).write_text(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", "utf-8")
+        files.write(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", inputs=self._read())
 
     def to_html(self, path: str | Path) -> None:
         """Write one self-contained page: before, after, culprit, its distributions, the command."""
         from evenly.tools.report import card
 
-        Path(path).write_text(card(self), "utf-8")
+        files.write(path, card(self), inputs=self._read())
+
+    def _read(self) -> list[Path]:
+        return [] if self.checkpoint is None else [self.checkpoint.path, *self.checkpoint.parts]
 
     def fix(self, path: str | Path) -> Trial:
         """Write a checkpoint with the best trial's changes: the same format and keys, a new file.
@@ -216,7 +221,8 @@ class Diagnosis:
         elif str(path).endswith(".safetensors"):
             raise ValueError("without an input file a state_dict is written by torch.save; name the file *.pt.")
         else:
-            torch.save({**self.state, **changes}, path)
+            with files.replacing(path) as file:
+                torch.save({**self.state, **changes}, file)
         return self.best
 
 
@@ -236,12 +242,12 @@ def _finite(value: Any) -> Any:
 
 def listed(layers: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more."""
-    shown = ", ".join(name or "(model)" for name in layers[:most])
+    shown = ", ".join(visible(name) or "(model)" for name in layers[:most])
     return shown + (f" and {len(layers) - most} more" if len(layers) > most else "")
 
 
 def _wrapped(label: str, text: str) -> str:
-    return fill(text, 100, initial_indent=label, subsequent_indent=" " * _COLUMN)
+    return fill(line(text), 100, initial_indent=label, subsequent_indent=" " * _COLUMN)
 
 
 def _gap_text(gap: Gap) -> str:
@@ -253,7 +259,8 @@ def _gap_text(gap: Gap) -> str:
 
 
 def _trial_text(trials: Sequence[Trial]) -> str:
-    width = max(len(t.name) for t in trials)
+    names = [visible(t.name) for t in trials]
+    width = max(map(len, names))
     rows = [f"{'trial':<{width}}  {'score':>8}  {'restored':>8}"]
-    rows += [f"{t.name:<{width}}  {t.score:8.2f}  {t.restored:8.2f}" for t in trials]
+    rows += [f"{n:<{width}}  {t.score:8.2f}  {t.restored:8.2f}" for n, t in zip(names, trials, strict=True)]
     return "\n".join(rows)
