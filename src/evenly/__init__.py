@@ -34,7 +34,7 @@ _HOME = {
     "xray": "tools.xray",
     "watch": "tools.watch",
     "diagnose": "tools.diagnose",
-    "Diagnosis": "tools.finding",
+    "Diagnosis": "tools.diagnosis",
 }
 _MODULES = {"functional", "keras"}
 

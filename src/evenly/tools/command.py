@@ -12,7 +12,7 @@ from typing import Any
 from torch import nn
 
 from evenly.tools.checkpoint import Checkpoint
-from evenly.tools.finding import Diagnosis
+from evenly.tools.diagnosis import Diagnosis
 
 
 def named(place: str) -> Any:

@@ -9,7 +9,8 @@ from typing import Any
 from torch import Tensor
 
 from evenly.tools.checkpoint import Checkpoint, read
-from evenly.tools.finding import Diagnosis, Finding, ranked
+from evenly.tools.diagnosis import Diagnosis
+from evenly.tools.finding import Finding, ranked
 from evenly.tools.rules import RULES
 from evenly.tools.stored import Layer, layers_of, view
 
