@@ -16,7 +16,7 @@ from evenly.core.moments import Moments
 from evenly.tools.batches import mapped
 from evenly.tools.calls import with_input
 from evenly.tools.finding import Finding
-from evenly.tools.groups import Samples
+from evenly.tools.populations import Samples
 from evenly.tools.measure import distance
 from evenly.tools.observe import Call
 from evenly.tools.probe import Subject

@@ -91,8 +91,8 @@ class Diagnosis:
 
     @property
     def best(self) -> Trial | None:
-        """The trial that a file would be mended by, if anything is lost and it restores some of that."""
-        return self.chosen
+        """The trial that `fix` writes: chosen, and shown to be better on batches kept for that."""
+        return None if self.refused else self.chosen
 
     def exit_status(self, *, strict: bool = False) -> int:
         """For scripts: 1 after an error (``strict``: after a warning, and where no norm was looked at), else 0."""

@@ -9,7 +9,7 @@ from typing import Any
 from torch import Tensor
 
 from evenly.core.moments import Moments
-from evenly.tools import causes, checks, groups, measure, probe, scores, symptoms, trials
+from evenly.tools import causes, checks, measure, populations, probe, scores, symptoms, trials
 from evenly.tools.batches import samples_of
 from evenly.tools.diagnosis import Diagnosis
 from evenly.tools.examined import examined
@@ -122,9 +122,9 @@ class Examination:
             self.add(_every_batch_bad(pool, causes.finite(given)))
             return
         self._counters()
-        seen = groups.samples(subject, [*parts.measure, *parts.choose, *parts.confirm])
-        found = None if seen is None else groups.groups(seen)
-        self.probe("groups of data", groups.named(found, seen))
+        seen = populations.samples(subject, [*parts.measure, *parts.choose, *parts.confirm])
+        found = None if seen is None else populations.groups(seen)
+        self.probe("groups of data", populations.named(found, seen))
         distances = {n: measure.distance(subject.sites[n], m).nan_to_num(float("inf")).median().item()
                      for n, m in pool.moments.items()}  # fmt: skip
         gap, score = self._gap(given)
@@ -188,7 +188,7 @@ class Examination:
         pool = self.subject.measure(given)
         return self.subject.outputs(given, statistics=trials.statistics_of(self.subject, pool, Trial("", "")))
 
-    def _causes(self, pool: measure.Pool, seen: groups.Samples | None, distances: dict[str, float], parts: Parts) -> None:
+    def _causes(self, pool: measure.Pool, seen: populations.Samples | None, distances: dict[str, float], parts: Parts) -> None:
         first = next(iter(distances))
         site, moments = self.subject.sites[first], pool.moments[first]
         self.probe("a scale factor", causes.file_scale(site, moments, first))

@@ -216,14 +216,14 @@ def set_statistics(
         blend: the measured statistics' share; the rest is kept of the running ones.
     """
     moves = []
-    passes = passes(known, pool)
+    times = passes(known, pool)
     for name, mean, var in settled(known, pool, only, blend):
         site = known[name]
         old_mean, old_var = site.read()
         site.write(mean, var)
         if blend == 1 and site.counter is not None:
             with torch.no_grad():
-                site.counter.fill_(passes * pool.calls[name])
+                site.counter.fill_(times * pool.calls[name])
         shift = ((mean - old_mean).abs() / (var + site.eps).sqrt()).median().item()
         moves.append(Move(name, shift, ((var + site.eps) / (old_var + site.eps)).median().item()))
     return moves

@@ -181,7 +181,7 @@ def gap(found: Gap, single: list[Trial], distances: Mapping[str, float]) -> Iter
         yield Finding(
             "train-eval-gap", "error", layers, evidence,
             "evaluation normalises with statistics that are not those of the data.",
-            "the best trial below; --fix OUT, or diagnosis.fix(path), writes it.",
+            "the trials below; --fix OUT, or diagnosis.fix(path), writes the one that proves better.",
         )  # fmt: skip
     else:
         yield Finding(
