@@ -6,6 +6,8 @@ its own body, never at the top of this file.
 
 from __future__ import annotations
 
+import errno
+import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -14,6 +16,10 @@ from typing import Any, Literal
 import click
 
 import evenly
+from evenly.tools import names
+
+# What the machine says, and no bug of ours: no space, too large, read only, a broken disk.
+_MACHINE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
 
 
 class OneLineErrors(click.Group):
@@ -30,13 +36,20 @@ class OneLineErrors(click.Group):
         """Run a command; leave by `sys.exit` with its status."""
         if not standalone_mode:
             return super().main(args, prog_name, complete_var, False, **extra)
+        for stream in (sys.stdout, sys.stderr):
+            if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows its number
+                stream.reconfigure(errors="backslashreplace")
         try:
             status = super().main(args, prog_name, complete_var, False, **extra)
         except click.ClickException as error:
             command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "evenly"
-            message = " ".join(error.format_message().split())
-            click.echo(f"{command}: {message} ({command} --help says more)", err=True)
+            click.echo(f"{command}: {names.line(error.format_message())} ({command} --help says more)", err=True)
             sys.exit(error.exit_code)
+        except OSError as error:
+            if error.errno not in _MACHINE:
+                raise
+            click.echo(f"evenly: {names.line(error)}", err=True)
+            sys.exit(2)
         except click.Abort:
             click.echo("interrupted", err=True)
             sys.exit(130)
@@ -53,7 +66,14 @@ def wrong_use() -> Iterator[None]:
     try:
         yield
     except (ValueError, OSError, ImportError) as error:
-        raise click.UsageError(str(error), click.get_current_context(silent=True)) from None
+        known = isinstance(error, OSError) and error.filename is not None
+        message = f"{error.filename}: {error.strerror}" if known else str(error)  # type: ignore[union-attr]
+        raise click.UsageError(message, click.get_current_context(silent=True)) from None
+
+
+def say(text: str, *, err: bool = False) -> None:
+    """Print lines of ours; what else a terminal would obey, from a name in them, is made visible."""
+    click.echo(names.block(text), err=err)
 
 
 def _examples(*lines: str) -> str:
@@ -147,7 +167,12 @@ def lab(
         if ask_list:
             return command.show_list(Console(highlight=False))
         work = command.checked(experiments, full=not quick, engine=engine or "local", **asked)
-    return command.carry_out(work, Console(highlight=False), show=show)
+    from evenly.lab.sources import ChangedError
+
+    try:
+        return command.carry_out(work, Console(highlight=False), show=show)
+    except ChangedError as error:
+        raise click.UsageError(str(error), click.get_current_context()) from None
 
 
 @main.command(
@@ -166,8 +191,8 @@ def lab(
 @click.option("--cold", "only_cold", is_flag=True, help="Leave out the warm measurement.")
 @click.option("--rounds", type=click.IntRange(1), help="How often everyone takes a turn.")
 @click.option("--quick", is_flag=True, help="Small batches and few rounds: an order of magnitude within a minute.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the results.")
-@click.option("--picture", type=click.Path(dir_okay=False), help="Draw them: FILE.svg or FILE.png.")
+@click.option("--json", "json_file", type=click.Path(), help="Write the results.")
+@click.option("--picture", type=click.Path(), help="Draw them: FILE.svg or FILE.png.")
 def bench(
     shapes: str,
     peers: str,
@@ -202,9 +227,9 @@ def bench(
         "evenly xray last.pt --strict          in CI: status 1 after a warning, too",
     )
 )
-@click.argument("file", type=click.Path(exists=True, dir_okay=False))
-@click.option("--html", type=click.Path(dir_okay=False), help="Write a page.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the findings.")
+@click.argument("file", type=click.Path())
+@click.option("--html", type=click.Path(), help="Write a page.")
+@click.option("--json", "json_file", type=click.Path(), help="Write the findings.")
 @click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
 def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> int:
     """Examine the batch norms of a checkpoint.
@@ -213,13 +238,15 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
     state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Exit
     status 1 after an error.
     """
-    from evenly.tools import command
+    from evenly.tools import command, files
     from evenly.tools.xray import xray as look
 
     with wrong_use():
+        files.check_outputs({"--html": html, "--json": json_file}, [file])
         diagnosis = look(file)
-    click.echo(diagnosis.table())
-    command.write(diagnosis, html, json_file)
+    say(diagnosis.table())
+    with wrong_use():
+        command.write(diagnosis, html, json_file)
     return diagnosis.exit_status(strict=strict)
 
 
@@ -232,12 +259,12 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
 )
 @click.argument("model", metavar="MODULE:MODEL")
 @click.option("--data", required=True, metavar="MODULE:BATCHES", help="Batches, or a function that returns them.")
-@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Load this file first; tensors only.")
+@click.option("--weights", type=click.Path(), help="Load this file first; tensors only.")
 @click.option("--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: accuracy.")
 @click.option("--limit", type=click.IntRange(1), default=16, show_default=True, help="Use at most so many batches.")
-@click.option("--fix", type=click.Path(dir_okay=False), metavar="OUT", help="Write the file, mended by the best trial.")
-@click.option("--html", type=click.Path(dir_okay=False), help="Write a page.")
-@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write findings and trials.")
+@click.option("--fix", type=click.Path(), metavar="OUT", help="Write the file, mended by the best trial.")
+@click.option("--html", type=click.Path(), help="Write a page.")
+@click.option("--json", "json_file", type=click.Path(), help="Write findings and trials.")
 @click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
 def diagnose(
     model: str, data: str, weights: str | None, loss: str | None, limit: int, fix: str | None, html: str | None,
@@ -250,24 +277,27 @@ def diagnose(
     """
     import shlex
 
-    from evenly.tools import checkpoint, command
+    from evenly.tools import checkpoint, command, files
     from evenly.tools.diagnose import diagnose as examine
 
     with wrong_use():
-        command.refuse_overwriting(fix, weights)
+        outputs = {"--fix": fix, "--html": html, "--json": json_file}
+        files.check_outputs(outputs, [weights])
         subject, batches = command.model_at(model), command.batches_at(data)
         judge = None if loss is None else command.named(loss)
         file = None if weights is None else checkpoint.read(weights)
         keys = {} if file is None else command.load(subject, file)
-    diagnosis = examine(subject, batches, loss=judge, limit=limit, say=lambda line: click.echo(line, err=True))
+        files.check_outputs(outputs, command.code_of(model, data, loss))
+    diagnosis = examine(subject, batches, loss=judge, limit=limit, say=lambda line: say(line, err=True))
     diagnosis.source, diagnosis.checkpoint, diagnosis.keys = weights or model, file, keys
     diagnosis.command = f"evenly {shlex.join(sys.argv[1:])}"
-    click.echo(diagnosis.table())
-    command.write(diagnosis, html, json_file)
-    if fix is not None and diagnosis.best is None:
-        click.echo(f"\n{fix} is not written: nothing is lost that a file could restore.")
-    elif fix is not None:
-        click.echo(f"\nwrote {fix}: {diagnosis.fix(fix).name}")
+    say(diagnosis.table())
+    with wrong_use():
+        command.write(diagnosis, html, json_file)
+        if fix is not None and diagnosis.best is None:
+            say(f"\n{fix} is not written: nothing is lost that a file could restore.")
+        elif fix is not None:
+            say(f"\nwrote {fix}: {diagnosis.fix(fix).name}")
     return diagnosis.exit_status(strict=strict)
 
 

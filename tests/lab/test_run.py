@@ -55,7 +55,6 @@ def tiny(monkeypatch: pytest.MonkeyPatch) -> Iterator[Experiment]:
     made = Experiment("tiny", "Does it run?", "Rates {rate}, {seeds} seeds.", tiny_settings, tiny_measure, tiny_judge,
                       tiny_charts, seeds=(2, 3))  # fmt: skip
     monkeypatch.setitem(EXPERIMENTS, "tiny", made)
-    monkeypatch.setattr("evenly.lab.cells._text_digest", lambda module: module)
     ran.clear()
     return made
 
@@ -125,7 +124,7 @@ def test_a_cell_depends_on_code_data_and_setting(tmp_path: Path, monkeypatch: py
     ]
     for other in others:
         assert store.read(other) is None
-    monkeypatch.setattr("evenly.lab.cells._text_digest", lambda module: "edited")
+    monkeypatch.setattr("evenly.lab.sources.installed", lambda: ("edited",))
     assert store.read(cell) is None
 
 

@@ -14,6 +14,7 @@ from evenly.bench import picture as pictures
 from evenly.bench import results, run, table
 from evenly.bench.shapes import LISTS, Case, Layout, cases
 from evenly.bench.timing import Pace
+from evenly.tools import files
 
 _QUICK_BATCH = 8
 
@@ -61,31 +62,15 @@ def plan(
         raise ValueError(f"{', '.join(shapes)} has no shape with channels {layout}; use --layout first.")
     pace = Pace.quick() if quick else Pace()
     pace = Pace(rounds, pace.seconds) if rounds else pace
-    files = [None if f is None else Path(f) for f in (json_file, picture)]
-    for file in files:
-        if file is not None and not file.absolute().parent.is_dir():
-            raise ValueError(f"cannot write {file}: there is no folder {file.absolute().parent}.")
-        _refuse_unwritable(file)
-    if files[1] is not None:
-        pictures.check(files[1])
+    files.check_outputs({"--json": json_file, "--picture": picture})
+    written = [None if f is None else Path(f) for f in (json_file, picture)]
+    if written[1] is not None:
+        pictures.check(written[1])
     settings = {
         "shapes": ", ".join(shapes), "peers": list(peers), "batch": batch, "dtype": dtype, "layout": layout,
         "residual": residual, "rounds": pace.rounds, "seconds": pace.seconds, "quick": quick,
     }  # fmt: skip
-    return Plan(found, run.check_peers(peers), pace, warm and not quick, settings, files[0], files[1])
-
-
-def _refuse_unwritable(file: Path | None) -> None:
-    """Find out before measuring for minutes, by opening the file; what it holds stays, and no empty one is left."""
-    if file is None:
-        return
-    new = not file.exists()
-    try:
-        file.open("ab").close()
-    except OSError as error:
-        raise ValueError(f"cannot write {file}: {error.strerror}.") from None
-    if new:
-        file.unlink()
+    return Plan(found, run.check_peers(peers), pace, warm and not quick, settings, written[0], written[1])
 
 
 def carry_out(plan: Plan, console: Console | None = None) -> results.Results:

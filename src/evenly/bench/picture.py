@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from evenly.bench.results import Results, label
+from evenly.tools import files
 
 # Okabe and Ito's colours, told apart by colour-blind readers; evenly's comes first.
 _COLOURS = ["#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00", "#999999", "#F0E442"]
@@ -21,7 +22,9 @@ def draw(results: Results, path: str | Path, *, heat: str = "cold", part: str = 
     """
     path = Path(path)
     check(path)
-    chart(results, heat=heat, part=part).save(str(path), **({"ppi": 160} if path.suffix == ".png" else {}))
+    form = path.suffix.removeprefix(".")
+    with files.replacing(path) as file:
+        chart(results, heat=heat, part=part).save(file, format=form, **({"ppi": 160} if form == "png" else {}))
 
 
 def check(path: Path) -> None:

@@ -19,6 +19,7 @@ from typing import Any
 from evenly.bench import timing
 from evenly.bench.run import Measured, Row
 from evenly.bench.shapes import Case
+from evenly.tools import files
 
 SCHEMA = 1
 Results = dict[str, Any]
@@ -59,7 +60,7 @@ def machine() -> dict[str, Any]:
 
 def write(results: Results, path: str | Path) -> None:
     """Write results as JSON."""
-    Path(path).write_text(json.dumps(results, indent=1) + "\n")
+    files.write(path, json.dumps(results, indent=1) + "\n")
 
 
 def read(path: str | Path) -> Results:

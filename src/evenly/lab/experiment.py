@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from evenly.lab.data import Dataset
 from evenly.lab.judge import Interval, Unit, Verdict
 from evenly.lab.setting import Setting
+from evenly.tools.names import markup
 
 if TYPE_CHECKING:
     from evenly.lab.plots import Chart
@@ -101,7 +102,7 @@ class Results(Sequence[Result]):
     def _repr_html_(self) -> str:
         head = "".join(f"<th>{name}</th>" for name in ("setting", "seed", "values"))
         lines = [
-            f"<tr><td>{differences(r.setting)}</td><td>{r.seed}</td><td>{_brief(r.values)}</td></tr>"
+            f"<tr><td>{markup(differences(r.setting))}</td><td>{r.seed}</td><td>{_brief(r.values)}</td></tr>"
             for r in self.results[:50]
         ]
         return f"<table><tr>{head}</tr>{''.join(lines)}</table><p>{len(self.results)} cells</p>"

@@ -183,6 +183,9 @@ def factory(path: str) -> Callable[[], nn.Module]:
         raise ValueError(
             f"--model {path}: cannot import {module_name} ({error}); run from the folder it is in"
         ) from None
+    except (Exception, SystemExit) as error:  # whatever the user's module does at its top
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"--model {path}: importing {module_name} failed ({reason}); mend it there") from None
     if not callable(found):
         raise ValueError(f"--model {path}: {module_name} has no function {name}; name one that returns the network")
     return found  # type: ignore[no-any-return]

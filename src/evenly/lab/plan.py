@@ -18,6 +18,7 @@ from evenly.lab.experiments import DEFAULT, EXPERIMENTS
 from evenly.lab.networks import build
 from evenly.lab.setting import Setting
 from evenly.lab.train import training
+from evenly.tools import files
 
 ENGINES = ("local", "ray", "dask")
 
@@ -100,6 +101,8 @@ def plan(
     cells = [cell for experiment in chosen for cell in _cells(experiment, full, data, model, seeds)]
     command = _command(names, everything, full, data, model, seeds)
     store = Store.create(Path(out) / "cells")
+    pages = {f"--out {out}, in it": Path(out) / "report.html", "claims": Path(out) / "claims.json"}
+    files.check_outputs({**pages, "settings": Path(out) / "lab.json"}, [data] * data.endswith(".npz"))
     return Plan(
         tuple(chosen), tuple(cells), store, Path(out), jobs or _cores(), engine, command, tuple(skipped)
     )  # fmt: skip
@@ -129,7 +132,12 @@ def _does_not_apply(experiment: Experiment, data: str, dataset: Dataset, model: 
 
 
 def _check_model(model: str, data: str, dataset: Dataset) -> None:
-    network = build(Setting(network=model, data=data, norm="batch"), dataset, seed=0)
+    try:
+        network = build(Setting(network=model, data=data, norm="batch"), dataset, seed=0)
+    except ValueError:
+        raise
+    except (Exception, SystemExit) as error:  # of the user's factory
+        raise ValueError(f"--model {model} cannot be built: {type(error).__name__}: {error}") from None
     some = dataset.train.take(torch.arange(min(4, len(dataset.train))))
     try:
         scores = network(*some.inputs)

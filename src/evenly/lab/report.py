@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from rich.markup import escape
 from rich.table import Table
 
 from evenly.lab.experiment import Experiment, Results
 from evenly.lab.judge import Verdict
 from evenly.lab.plots import Chart
+from evenly.tools import files, names
+from evenly.tools.report import visible_text
 
 PAGE = Path(__file__).parent / "page"
 MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
@@ -55,7 +58,9 @@ class Section:
         return [f"{v.about[0].upper()}{v.about[1:]}: {v.interval}." for v in self.verdicts]
 
     def _repr_html_(self) -> str:
-        return f"<h3>{self.question}</h3><p>{self.how}</p>" + "".join(v._repr_html_() for v in self.verdicts)
+        return f"<h3>{names.markup(self.question)}</h3><p>{names.markup(self.how)}</p>" + "".join(
+            v._repr_html_() for v in self.verdicts
+        )
 
 
 @dataclass(frozen=True)
@@ -84,16 +89,17 @@ class Report:
             table.add_column(heading, overflow="fold")
         for v in self.verdicts:
             style = STYLES[v.outcome]
-            table.add_row(v.claim, f"[{style}]{MARKS[v.outcome]} {v.outcome}[/]", f"{v.about}: [bold]{v.interval}[/]")
+            claim, about = (escape(names.visible(text, None)) for text in (v.claim, v.about))
+            table.add_row(claim, f"[{style}]{MARKS[v.outcome]} {v.outcome}[/]", f"{about}: [bold]{v.interval}[/]")
         return table
 
     def save(self, folder: Path) -> Path:
         """Write ``report.html``, the charts as PNG and SVG, claims and command as JSON; return the page's path."""
         path = folder / "report.html"
-        path.write_text(self.to_html(), encoding="utf-8")
+        files.write(path, self.to_html())
         about = {"command": self.command, "data": self.data}
         for name, record in (("claims", self.claims()), ("lab", about)):
-            (folder / f"{name}.json").write_text(json.dumps(record, indent=1, ensure_ascii=False) + "\n", "utf-8")
+            files.write(folder / f"{name}.json", json.dumps(record, indent=1, ensure_ascii=False) + "\n")
         pictures = folder / "charts"
         pictures.mkdir(exist_ok=True)
         for section in self.sections:
@@ -120,11 +126,12 @@ class Report:
         import evenly
 
         environment = jinja2.Environment(
-            loader=jinja2.FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True
-        )
+            loader=jinja2.FileSystemLoader(PAGE), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+            finalize=visible_text,
+        )  # fmt: skip
         charts = {
             chart.name: {
-                "spec": _finite(chart.chart.to_dict()),
+                "spec": names.shown_everywhere(_finite(chart.chart.to_dict())),
                 "slider": chart.slider and {"parameter": chart.slider.parameter, "labels": chart.slider.labels},
             }
             for section in self.sections
@@ -134,7 +141,7 @@ class Report:
             report=self, marks=MARKS, version=evenly.__version__, counts=self._counts(),
             style=(PAGE / "report.css").read_text(), script=(PAGE / "report.js").read_text(),
             vega=_inside_script(vl_convert.javascript_bundle()),  # type: ignore[call-arg]
-             charts=_inside_script(json.dumps(charts)),
+             charts=json.dumps(charts).replace("<", "\\u003C"),
         )  # fmt: skip
 
     def _counts(self) -> dict[str, int]:
@@ -148,12 +155,12 @@ def save_picture(chart: Chart, folder: Path) -> None:
     """The chart as ``folder/name.svg`` and ``folder/name.png``."""
     import vl_convert
 
-    spec = _finite(chart.chart.to_dict())
+    spec = names.shown_everywhere(_finite(chart.chart.to_dict()))
     spec["width"] = SAVED_WIDTH
     spec["background"] = "white"
     name = re.sub(r"[^\w.-]", "-", chart.name)  # a MODULE:FACTORY may stand in it
-    (folder / f"{name}.svg").write_text(vl_convert.vegalite_to_svg(spec))
-    (folder / f"{name}.png").write_bytes(vl_convert.vegalite_to_png(spec, scale=2))
+    files.write(folder / f"{name}.svg", vl_convert.vegalite_to_svg(spec))
+    files.write(folder / f"{name}.png", vl_convert.vegalite_to_png(spec, scale=2))
 
 
 def _finite(spec: Any) -> Any:

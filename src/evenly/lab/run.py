@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import signal
-import threading
 from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -14,11 +12,14 @@ import torch
 from rich.console import Console
 from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
 
+from evenly.lab import sources, workers
+from evenly.lab.cells import read_by
 from evenly.lab.data import load
 from evenly.lab.experiment import Cell, Results, Values
 from evenly.lab.experiments import EXPERIMENTS
 from evenly.lab.plan import Plan, estimate, plan
 from evenly.lab.report import Report, Section
+from evenly.tools.names import line
 
 
 def run(names: Sequence[str] | str = (), *, console: Console | None = None, **options: Any) -> Report:
@@ -45,18 +46,23 @@ def execute(work: Plan, console: Console) -> Report:
         KeyboardInterrupt: the user stopped it; finished cells are kept.
     """
     for reason in work.skipped:
-        console.print(f"skipped: {reason}")
+        _say(console, f"skipped: {reason}")
     try:
         finish(work, console)
     except KeyboardInterrupt:
         kept = len(work.cells) - len(work.unfinished())
-        console.print(f"{kept} of {len(work.cells)} cells are kept in {work.out}; the same command goes on from there")
+        _say(console, f"{kept} of {len(work.cells)} cells are kept in {work.out}; the same command goes on from there")
         raise
     report = gather(work)
     path = report.save(work.out)
     console.print(report.table())
-    console.print(f"report: {path}", soft_wrap=True)
+    _say(console, f"report: {path}")
     return report
+
+
+def _say(console: Console, text: str) -> None:
+    """A line of ours that may quote a name: without markup, and with nothing in it that a terminal obeys."""
+    console.print(line(text), markup=False, soft_wrap=True)
 
 
 def gather(work: Plan) -> Report:
@@ -75,18 +81,14 @@ def _rerun(work: Plan, name: str) -> str:
     return f"evenly lab {name} {options}".strip()
 
 
-def run_cell(cell: Cell, main_process: int) -> tuple[Cell, Values]:
-    """Measure one cell on one thread."""
+def run_cell(cell: Cell, main_process: int) -> tuple[Cell, Values, dict[str, str]]:
+    """Measure one cell on one thread; also returned is what data and code it was made of."""
     if os.getpid() != main_process:
-        _leave_interrupts_to(main_process)
+        workers.leave_interrupts()
+    made_of = read_by(cell)
     with _one_thread():
-        return cell, EXPERIMENTS[cell.experiment].measure(cell.setting, cell.seed, load(cell.setting.data))
-
-
-def _leave_interrupts_to(main_process: int) -> None:
-    # Ctrl-C reaches every process of the terminal; the main one answers it, for all.
-    if threading.current_thread() is threading.main_thread():
-        signal.signal(signal.SIGINT, signal.SIG_IGN)
+        values = EXPERIMENTS[cell.experiment].measure(cell.setting, cell.seed, load(cell.setting.data))
+    return cell, values, {**made_of, **read_by(cell)}
 
 
 @contextmanager
@@ -103,6 +105,9 @@ def _one_thread() -> Iterator[None]:
 def finish(work: Plan, console: Console) -> None:
     """Run the unfinished cells, and keep each as it finishes."""
     todo = work.unfinished()
+    spoiled = sum(work.store.spoiled(cell) for cell in todo)
+    if spoiled:
+        _say(console, f"{_count(spoiled, 'cell')} on the disk was damaged or edited, and runs again")
     with _one_thread():
         costs = estimate(todo)
     done = len(work.cells) - len(todo)
@@ -120,7 +125,8 @@ def finish(work: Plan, console: Console) -> None:
         task = progress.add_task("training", total=sum(costs.values()), count=f"0/{len(todo)}")
         finished = _finished(ordered, work)
         try:
-            for count, (cell, values) in enumerate(finished, start=1):
+            for count, (cell, values, made_of) in enumerate(finished, start=1):
+                sources.check_same(made_of, read_by(cell))
                 work.store.write(cell, values)
                 progress.update(
                     task, advance=costs[cell], count=f"{count}/{len(todo)}", description=cell.experiment
@@ -129,7 +135,7 @@ def finish(work: Plan, console: Console) -> None:
             finished.close()
 
 
-def _finished(cells: list[Cell], work: Plan) -> Generator[tuple[Cell, Values], None, None]:
+def _finished(cells: list[Cell], work: Plan) -> Generator[tuple[Cell, Values, dict[str, str]], None, None]:
     """Cells as they finish, in whatever order."""
     tasks = [joblib.delayed(run_cell)(cell, os.getpid()) for cell in cells]
     if work.engine != "ray":
@@ -145,7 +151,11 @@ def _finished(cells: list[Cell], work: Plan) -> Generator[tuple[Cell, Values], N
 def _engine(work: Plan) -> Iterator[None]:
     """joblib's own backends: processes here, a Ray cluster, or a Dask cluster."""
     if work.engine == "local":
-        with joblib.parallel_config(backend="loky" if work.jobs > 1 else "sequential"):
+        if work.jobs == 1:
+            with joblib.parallel_config(backend="sequential"):
+                yield
+            return
+        with joblib.parallel_config(backend="loky", initializer=workers.begin, initargs=(os.getpid(),)):
             yield
     elif work.engine == "ray":
         from ray.util.joblib import register_ray

@@ -2,31 +2,25 @@
 
 Every format keeps its tensors as plain bytes at known places. So reading looks at those bytes, and
 a mended file is the given one with some of the bytes replaced: same format, same keys, same rest.
+What reading may cost is bounded by the file's size (docs/security.md).
 """
 
 from __future__ import annotations
 
-import io
-import json
-import math
-import pickle
-import zipfile
-from collections.abc import Callable, Iterator, Mapping
+import os
+import stat
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-import torch
 from torch import Tensor
 
-from evenly.tools import archive, pickles
-from evenly.tools.pickles import Inert, Storage, Unpickler
+from evenly.tools import archive, arrays, files, formats, names, safetensors, saved
+from evenly.tools.groups import Group, named_tensors
+from evenly.tools.rebuild import Budget, Storage
 
-_SAFETENSORS = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16, "I64": torch.int64,
-    "I32": torch.int32, "I16": torch.int16, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
-_LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MENDED = ("safetensors", "torch", "torch, legacy", "numpy")
 
 
 @dataclass
@@ -35,12 +29,16 @@ class Checkpoint:
 
     Args:
         path: the file.
-        form: ``"safetensors"``, ``"torch"`` or ``"torch, legacy"``.
+        form: ``"safetensors"``, ``"torch"``, ``"torch, legacy"``, ``"numpy"``, ``"pickle"`` or
+            ``"safetensors, sharded"`` (after the form of the parts).
         tensors: by key, in the file's order.
         settings: ``eps`` and ``momentum`` by layer, where the file holds whole modules.
         inside: where in the file the tensors were found, such as ``"state_dict"``.
         others: where else it holds as many tensors, such as ``"state_dict_ema"``.
         storages: the bytes behind the tensors.
+        groups: every set of named tensors in the file, this one among them, in the file's order.
+        left_out: keys of tensors whose type of number torch does not have.
+        digest: SHA-256 of the file that was read; empty where there were several.
     """
 
     path: Path
@@ -50,54 +48,80 @@ class Checkpoint:
     inside: str = ""
     others: list[str] = field(default_factory=list)
     storages: list[Storage] = field(default_factory=list)
+    groups: list[Group] = field(default_factory=list)
+    left_out: list[str] = field(default_factory=list)
+    digest: str = ""
 
     def write(self, out: str | Path, changes: Mapping[str, Tensor]) -> None:
-        """Write the file again with some tensors replaced.
+        """Write the file again with some tensors replaced: whole, or not at all.
 
         Args:
             out: the new file; never the one that was read.
             changes: new values by key, of the old shapes.
 
         Raises:
-            ValueError: ``out`` is the input, a key is unknown or a shape differs.
+            ValueError: ``out`` is the input or cannot be written, a key is unknown, a shape differs, a value
+                does not fit the file's type, the format cannot be mended, or the file has changed since it was read.
+            OSError: the disk is full.
         """
-        out = Path(out)
-        if out.exists() and out.samefile(self.path):
-            raise ValueError(f"{out} is the file that was read; give the mended one another name.")
+        files.check_outputs({"the mended file": out}, [self.path])
+        if self.form not in _MENDED:
+            raise ValueError(f"{self.path.name} ({self.form}) can be read and not mended; save it with torch.save.")
         for key, value in changes.items():
-            if key not in self.tensors:
-                raise ValueError(f"{self.path.name} has no tensor {key!r}.")
-            if self.tensors[key].shape != value.shape:
-                raise ValueError(f"{key} has shape {tuple(self.tensors[key].shape)}, not {tuple(value.shape)}.")
-        content = bytearray(self.path.read_bytes())
-        for storage, data in self._changed(changes):
-            content[storage.offset : storage.offset + len(data)] = data
-        if self.form == "torch":
-            archive.mend_checksums(content, self.path)
-        out.write_bytes(content)
+            self._check(key, value)
+        replaced = self._changed(changes)
+        with self.path.open("rb") as source, files.replacing(out) as target:
+            if files.copy(source, target) != self.digest:
+                raise ValueError(f"{self.path} has changed since it was read; read it again.")
+            for offset, data in replaced.items():
+                target.seek(offset)
+                target.write(data)
+            if self.form in ("torch", "numpy"):
+                archive.mend_checksums(target, replaced)
 
-    def _changed(self, changes: Mapping[str, Tensor]) -> Iterator[tuple[Storage, bytes]]:
-        """The storages with the changes written into them, as bytes; put back afterwards."""
-        before = {key: self.tensors[key].clone() for key in changes}
-        for key, value in changes.items():
-            self.tensors[key].copy_(value)
-        touched = {self.tensors[key].untyped_storage().data_ptr() for key in changes}
-        yield from (
-            (s, s.data.numpy().tobytes()) for s in self.storages if s.data.untyped_storage().data_ptr() in touched
+    def _check(self, key: str, value: Tensor) -> None:
+        old = self.tensors.get(key)
+        if old is None:
+            raise ValueError(f"{self.path.name} has no tensor {key!r}.")
+        if old.shape != value.shape:
+            raise ValueError(f"{key} has shape {tuple(old.shape)}, not {tuple(value.shape)}.")
+        if any(n > 1 and s == 0 for n, s in zip(old.shape, old.stride(), strict=True)):
+            raise ValueError(f"{key} is one number for many places in the file, and cannot be mended there.")
+        stored = value.to(old.dtype)
+        fits = stored.isfinite().equal(value.isfinite()) and (
+            old.is_floating_point() or old.is_complex() or stored.double().equal(value.double())
         )
-        for key, value in before.items():
-            self.tensors[key].copy_(value)
+        if not fits:
+            raise ValueError(
+                f"{key} is {str(old.dtype).removeprefix('torch.')} in the file, which cannot hold its new values."
+            )
+
+    def _changed(self, changes: Mapping[str, Tensor]) -> dict[int, bytes]:
+        """The storages with the changes written into them, by their place in the file; put back afterwards."""
+        before = {key: self.tensors[key].clone() for key in changes}
+        touched = {self.tensors[key].untyped_storage().data_ptr() for key in changes}
+        try:
+            for key, value in changes.items():
+                self.tensors[key].copy_(value)
+            found = [s for s in self.storages if s.data.untyped_storage().data_ptr() in touched]
+            if any(s.offset < 0 for s in found):
+                raise ValueError(f"{self.path.name} is compressed, and cannot be mended; save it uncompressed.")
+            return {s.offset: s.data.numpy().tobytes() for s in found}
+        finally:
+            for key, value in before.items():
+                self.tensors[key].copy_(value)
 
 
-def read(path: str | Path) -> Checkpoint:
+def read(path: str | Path, inside: str | None = None) -> Checkpoint:
     """The tensors of a checkpoint; nothing in the file is executed.
 
     Args:
-        path: safetensors, or a file of torch.save (also of old torch): a state_dict, a dictionary
-            that holds one (Lightning, timm), or a whole model.
+        path: safetensors (also the index of a sharded one), a file of torch.save (also of old torch), numpy's
+            npz, a pickle: a state_dict, a dictionary or list that holds one (Lightning, timm), or a whole model.
+        inside: which of the sets in the file, such as ``"state_dict_ema"``; None: the one with most tensors.
 
     Raises:
-        ValueError: the file is something else, damaged, or holds no tensors with names.
+        ValueError: the file is something else, damaged, asks for more than its size, or holds no tensors with names.
         OSError: it cannot be read.
 
     Example:
@@ -108,129 +132,92 @@ def read(path: str | Path) -> Checkpoint:
         ['weight', 'bias', 'running_mean', 'running_var', 'num_batches_tracked']
     """
     path = Path(path)
+    mode = os.stat(path).st_mode
+    if not stat.S_ISREG(mode):
+        about = formats.told_of_folder(path) if stat.S_ISDIR(mode) else "it is no file"
+        raise _refusal(path, about)
     with path.open("rb") as file:
-        head = file.read(9)
-    try:
-        if head[8:9] == b"{":
-            return _safetensors(path)
-        return _torch(path, *(_zip(path) if zipfile.is_zipfile(path) else _legacy(path)))
-    except OSError:
-        raise
-    except Exception as error:  # whatever a damaged or hostile file brings about is the file's fault
-        raise ValueError(f"{path} cannot be read as a checkpoint: {' '.join(str(error).split())}") from None
+        try:
+            before = files.stamp(file)
+            found = _read(path, file)
+            found.digest = found.digest and files.digest(file)
+            if files.stamp(file) != before:
+                raise ValueError("it changed while it was read; try again")
+            return _chosen(found, inside)
+        except RecursionError:
+            reason: object = "it is nested too deeply"
+        except Exception as error:  # whatever a damaged or hostile file brings about is the file's fault
+            reason = error
+    raise _refusal(path, reason)
 
 
-def _safetensors(path: Path) -> Checkpoint:
-    content = path.read_bytes()
-    length = int.from_bytes(content[:8], "little")
-    header = json.loads(content[8 : 8 + length])
-    found = Checkpoint(path, "safetensors", {})
-    entries = ((k, v) for k, v in header.items() if k != "__metadata__" and v["dtype"] in _SAFETENSORS)
-    for key, entry in sorted(entries, key=lambda item: item[1]["data_offsets"][0]):
-        start, stop = (8 + length + at for at in entry["data_offsets"])
-        storage = _storage(content[start:stop], _SAFETENSORS[entry["dtype"]], start)
-        if math.prod(entry["shape"]) * storage.dtype.itemsize != stop - start:
-            raise ValueError(f"the header gives {key} a shape that does not fit its bytes.")
-        found.tensors[key] = storage.data.view(storage.dtype).reshape(entry["shape"])
-        found.storages.append(storage)
+def _refusal(path: Path, reason: object) -> ValueError:
+    return ValueError(f"{names.visible(path)} cannot be read as a checkpoint: {names.visible(names.line(reason), 400)}")
+
+
+def _read(path: Path, file: BinaryIO) -> Checkpoint:
+    """By the first bytes."""
+    size = os.fstat(file.fileno()).st_size
+    head = file.read(formats.HEAD)
+    budget = Budget(size)
+    if head[8:9] == b"{" and not head.startswith(b"\x80"):
+        tensors, storages, left = safetensors.read(file, size, budget)
+        return Checkpoint(path, "safetensors", {}, {}, "", [], storages, [Group("", tensors)], left, "read")
+    if head.startswith(b"PK"):
+        return _zip(path, file, budget)
+    if path.suffix == ".json" and (shards := _shards(path, file, size)) is not None:
+        return shards
+    about = formats.told(head, path)
+    if about is not None:
+        raise ValueError(about)
+    if head.startswith(arrays.MAGIC):
+        raise ValueError("it is one numpy array without a name; save them by name with numpy.savez")
+    form, content, storages = saved.legacy(file, size, budget)
+    return Checkpoint(path, form, {}, {}, "", [], storages, named_tensors(content, budget), [], "read")
+
+
+def _zip(path: Path, file: BinaryIO, budget: Budget) -> Checkpoint:
+    """What torch.save or numpy.savez wrote."""
+    found = archive.Archive(file)
+    entries = list(found.entries)
+    if any(name.endswith(".npy") for name in entries) and not any(name.endswith("data.pkl") for name in entries):
+        tensors, storages, left = arrays.members(found, budget)
+        return Checkpoint(path, "numpy", {}, {}, "", [], storages, [Group("", tensors)], left, "read")
+    if not any(f"/{name}".endswith("/data.pkl") for name in entries) or any(
+        "constants.pkl" in name for name in entries
+    ):
+        raise ValueError(formats.told_of_archive(entries))
+    content, storages = saved.zipped(found, budget)
+    return Checkpoint(path, "torch", {}, {}, "", [], storages, named_tensors(content, budget), [], "read")
+
+
+def _shards(path: Path, file: BinaryIO, size: int) -> Checkpoint | None:
+    """All parts of a sharded checkpoint, if the file is the index of one."""
+    if size > safetensors.LONGEST_HEADER:
+        raise ValueError(f"the index is {size:,} bytes long; {safetensors.LONGEST_HEADER:,} are read at most")
+    file.seek(0)
+    parts = formats.shards(file.read())
+    if parts is None:
+        return None
+    read_parts = [read(path.parent / name) for name in parts]
+    group = Group("", {key: tensor for part in read_parts for key, tensor in part.tensors.items()})
+    left = [key for part in read_parts for key in part.left_out]
+    form = f"{read_parts[0].form if read_parts else 'safetensors'}, sharded"
+    return Checkpoint(path, form, {}, {}, "", [], [s for p in read_parts for s in p.storages], [group], left)
+
+
+def _chosen(found: Checkpoint, inside: str | None) -> Checkpoint:
+    """The set that was asked for, or the largest outside of optimizers; the first of equals."""
+    groups = [group for group in found.groups if group.tensors]
+    if not groups:
+        raise ValueError("it holds no tensors with names; save model.state_dict() with torch.save.")
+    if inside is not None and inside not in (group.inside for group in groups):
+        has = ", ".join(repr(group.inside) for group in groups[:20])
+        raise ValueError(f"it holds no set {inside!r}; it has {has}")
+    usual = [group for group in groups if not group.optimizer] or groups
+    most = max(len(group.tensors) for group in usual)
+    as_many = [group for group in usual if len(group.tensors) == most]
+    chosen = as_many[0] if inside is None else next(group for group in groups if group.inside == inside)
+    found.tensors, found.settings, found.inside = chosen.tensors, chosen.settings, chosen.inside
+    found.groups, found.others = groups, [group.inside for group in as_many if group is not chosen]
     return found
-
-
-def _storage(data: bytes, dtype: torch.dtype, offset: int) -> Storage:
-    flat = torch.frombuffer(bytearray(data), dtype=torch.uint8) if data else torch.empty(0, dtype=torch.uint8)
-    return Storage(flat, dtype, offset)
-
-
-def _zip(path: Path) -> tuple[Any, str, dict[str, Storage]]:
-    """What torch.save wrote: a zip archive with one pickle and the bytes of each storage."""
-    storages: dict[str, Storage] = {}
-    with zipfile.ZipFile(path) as file:
-        names = file.namelist()
-        if any(name.endswith("/constants.pkl") for name in names):
-            raise ValueError(
-                "this is a TorchScript or torch.export archive, a program; save model.state_dict() instead."
-            )
-        root = next((name for name in names if name.endswith("/data.pkl")), None)
-        if root is None:
-            raise ValueError("the archive holds no data.pkl.")
-        prefix = root.removesuffix("data.pkl")
-        if f"{prefix}byteorder" in names and file.read(f"{prefix}byteorder") != b"little":
-            raise ValueError("its numbers are big-endian; save it again on a little-endian machine.")
-
-        def storage(identity: tuple[Any, ...]) -> Any:
-            known = pickles.storage_identity(identity)
-            if known is None:
-                return Inert()
-            key, dtype, _ = known
-            if key not in storages:
-                data, offset = archive.stored(file, f"{prefix}data/{key}")
-                storages[key] = _storage(data, dtype, offset)
-            return Storage(storages[key].data, dtype, storages[key].offset)
-
-        return Unpickler(io.BytesIO(file.read(root)), storage).load(), "torch", storages
-
-
-def _legacy(path: Path) -> tuple[Any, str, dict[str, Storage]]:
-    """What torch before 1.6 wrote: pickles one after the other, then the bytes of each storage."""
-    storages: dict[str, Storage] = {}
-
-    def storage(identity: tuple[Any, ...]) -> Any:
-        known = pickles.storage_identity(identity)
-        if known is None:  # ('module', object, source file, source): the object itself
-            return identity[1] if identity[:1] == ("module",) and len(identity) > 1 else Inert()
-        key, dtype, length = known
-        if not 0 <= length * dtype.itemsize <= size:
-            raise pickle.UnpicklingError(f"a storage of {length} numbers does not fit a file of {size} bytes.")
-        if key not in storages:
-            storages[key] = _storage(bytes(length * dtype.itemsize), dtype, -1)
-        view = identity[5] if len(identity) > 5 else None
-        if isinstance(view, tuple):
-            _, start, length = view
-            step = dtype.itemsize
-            return Storage(storages[key].data[start * step : (start + length) * step], dtype)
-        return storages[key]
-
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        pickled: Callable[[], Any] = lambda: Unpickler(file, storage).load()  # noqa: E731
-        if pickled() != _LEGACY_MAGIC:
-            raise ValueError("it is neither safetensors nor a file of torch.save.")
-        pickled()
-        information = pickled()
-        if not isinstance(information, dict) or information.get("little_endian") is not True:
-            raise ValueError("its numbers are big-endian; save it again on a little-endian machine.")
-        content = pickled()
-        for key in pickled():
-            file.seek(8, io.SEEK_CUR)  # its length, which the pickle said already
-            storages[key].offset = file.tell()
-            storages[key].data.copy_(torch.frombuffer(bytearray(file.read(len(storages[key].data))), dtype=torch.uint8))
-    return content, "torch, legacy", storages
-
-
-def _torch(path: Path, content: Any, form: str, storages: dict[str, Storage]) -> Checkpoint:
-    """The largest set of named tensors in what a file of torch.save holds."""
-    found = [(where, tensors, stub) for where, tensors, stub in _sets(content, ()) if tensors]
-    if not found:
-        raise ValueError("it holds no tensors with names.")
-    most = max(len(tensors) for _, tensors, _ in found)
-    inside, tensors, stub = next(item for item in found if len(item[1]) == most)
-    others = [where for where, rest, _ in found if len(rest) == most and where != inside]
-    settings = dict(pickles.module_settings(stub)) if stub is not None else {}
-    return Checkpoint(path, form, tensors, settings, inside, others, list(storages.values()))
-
-
-def _sets(content: Any, where: tuple[str, ...]) -> Iterator[tuple[str, dict[str, Tensor], Any]]:
-    """Every set of named tensors, and the module that it belongs to, if it is one."""
-    place = ".".join(where)
-    if isinstance(content, Inert):
-        if "_modules" in pickles.attributes(content):
-            yield place, dict(pickles.module_tensors(content)), content
-            return
-        content = content.__dict__["items"]
-    if not isinstance(content, dict) or len(where) > 4:
-        return
-    named = {key: value for key, value in content.items() if isinstance(key, str)}
-    yield place, {key: value for key, value in named.items() if isinstance(value, Tensor)}, None
-    for key, value in named.items():
-        if "optim" not in key:
-            yield from _sets(value, (*where, key))

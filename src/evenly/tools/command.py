@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Iterable, Mapping
+import traceback
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -14,20 +15,21 @@ from torch import nn
 from evenly.tools.checkpoint import Checkpoint
 from evenly.tools.diagnosis import Diagnosis
 
+_NOT_USERS = (str(Path(__file__).parents[1]), "<frozen", os.path.dirname(os.__file__) + os.sep + "importlib")
+
 
 def named(place: str) -> Any:
     """The object at ``MODULE:NAME``; modules of the current folder are found as well.
 
     Raises:
-        ValueError: the text has no colon, or the module no such name.
-        ImportError: there is no such module.
+        ValueError: the text has no colon, there is no such module, it fails when it is imported, or has no such name.
     """
     module, colon, name = place.partition(":")
     if not colon or not module or not name:
         raise ValueError(f"{place!r} names no object; write MODULE:NAME, such as train:model.")
     if os.getcwd() not in sys.path:
         sys.path.insert(0, os.getcwd())
-    found: Any = import_module(module)
+    found: Any = ran(f"importing {module}", import_module, module)
     for part in name.split("."):
         if not hasattr(found, part):
             raise ValueError(f"{module} has no {name!r}.")
@@ -35,11 +37,33 @@ def named(place: str) -> Any:
     return found
 
 
+def ran(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
+    """What code of the user's returns; what it raises is said in one line, with the place.
+
+    Raises:
+        ValueError: it raised, or called `sys.exit`.
+    """
+    try:
+        return function(*arguments)
+    except (Exception, SystemExit) as error:
+        # The innermost line of the user's: neither ours nor the import machinery's.
+        frames = [f for f in traceback.extract_tb(error.__traceback__) if not f.filename.startswith(_NOT_USERS)]
+        where = f" ({Path(frames[-1].filename).name}, line {frames[-1].lineno})" if frames else ""
+        reason = f"{type(error).__name__}: {error}".removesuffix(": ")
+        raise ValueError(f"{what} failed: {reason}{where}; run from the folder it is in, and mend it there.") from None
+
+
+def code_of(*places: str | None) -> list[str]:
+    """The files of the modules that ``MODULE:NAME`` name: they are read, so no output may replace them."""
+    modules = (sys.modules.get(place.partition(":")[0]) for place in places if place is not None)
+    return [file for module in modules if (file := getattr(module, "__file__", None))]
+
+
 def model_at(place: str) -> nn.Module:
     """The model at ``MODULE:NAME``, or what the function or class there returns."""
     found = named(place)
     if not isinstance(found, nn.Module) and callable(found):
-        found = found()
+        found = ran(f"calling {place}", found)
     if not isinstance(found, nn.Module):
         raise ValueError(f"{place} is {type(found).__name__}; it must be a torch.nn.Module, or return one.")
     return found
@@ -49,7 +73,7 @@ def batches_at(place: str) -> Iterable[Any]:
     """The batches at ``MODULE:NAME``, or what the function there returns."""
     found = named(place)
     if not isinstance(found, Iterable) and callable(found):
-        found = found()
+        found = ran(f"calling {place}", found)
     if not isinstance(found, Iterable):
         raise ValueError(f"{place} is {type(found).__name__}; it must be an iterable of batches, or return one.")
     return found
@@ -88,14 +112,3 @@ def write(diagnosis: Diagnosis, html: str | None, json: str | None) -> None:
         diagnosis.to_json(json)
     if html is not None:
         diagnosis.to_html(html)
-
-
-def refuse_overwriting(out: str | None, *inputs: str | None) -> None:
-    """Refuse to write onto a file that is read.
-
-    Raises:
-        ValueError: ``out`` is one of the inputs.
-    """
-    for given in inputs:
-        if out is not None and given is not None and Path(out).exists() and Path(out).samefile(given):
-            raise ValueError(f"{out} is the file that is read; give the mended one another name.")

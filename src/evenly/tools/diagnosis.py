@@ -13,8 +13,10 @@ from typing import Any
 
 from torch import Tensor
 
+from evenly.tools import files
 from evenly.tools.checkpoint import Checkpoint
 from evenly.tools.finding import LEVELS, Channel, Finding, Gap, LayerView, Trial
+from evenly.tools.names import line, visible
 from evenly.tools.scores import Interval
 
 
@@ -103,12 +105,12 @@ class Diagnosis:
         """Source and verdict in one line; what was not looked at is not called healthy."""
         counts = {level: sum(f.level == level for f in self.findings) for level in reversed(LEVELS)}
         said = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
-        return f"{self.source}: {said or ('nothing found' if self.looked else 'no norm that I know was looked at')}"
+        return f"{visible(self.source)}: {said or ('nothing found' if self.looked else 'no norm that I know was looked at')}"
 
     def table(self, width: int | None = None) -> str:
         """Everything as plain text, at most ``width`` characters wide (default: the terminal's)."""
         width = max(40, width or min(shutil.get_terminal_size((100, 24)).columns, 110))
-        seen = "\n".join(fill(line, width, subsequent_indent="  ") for line in self.examined)
+        seen = "\n".join(fill(line(text), width, subsequent_indent="  ") for text in self.examined)
         blocks = [self.headline, *([seen] if seen else []), *(f.text(width) for f in self.findings)]
         if self.gap is not None:
             blocks.append(_gap_text(self.gap, width))
@@ -160,13 +162,13 @@ class Diagnosis:
 
     def to_json(self, path: str | Path | None = None) -> str:
         """`to_dict` as JSON text, and written to ``path`` where one is given."""
-        return _given_out(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", path)
+        return self._given_out(json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", path)
 
     def to_html(self, path: str | Path | None = None) -> str:
         """One self-contained page as text, and written to ``path`` where one is given."""
         from evenly.tools.report import card
 
-        return _given_out(card(self), path)
+        return self._given_out(card(self), path)
 
     def fix(self, path: str | Path, *, force: bool = False) -> Trial:
         """Write a checkpoint with the chosen trial's numbers, measured on all the data given.
@@ -192,11 +194,10 @@ class Diagnosis:
         trial, self.mended = self.mend(self, Path(path))
         return trial
 
-
-def _given_out(text: str, path: str | Path | None) -> str:
-    if path is not None:
-        Path(path).write_text(text, "utf-8")
-    return text
+    def _given_out(self, text: str, path: str | Path | None) -> str:
+        if path is not None:
+            files.write(path, text, inputs=[] if self.checkpoint is None else [self.checkpoint.path])
+        return text
 
 
 def _finite(value: Any) -> Any:
@@ -219,7 +220,8 @@ def _gap_text(gap: Gap, width: int) -> str:
 
 
 def _trial_text(trials: Sequence[Trial]) -> str:
-    width = max(len(t.name) for t in trials)
+    names = [visible(t.name) for t in trials]
+    width = max(map(len, names))
     rows = [f"{'trial':<{width}}  {'score':>8}  {'restored':>8}"]
-    rows += [f"{t.name:<{width}}  {t.score:8.2f}  {t.restored:8.2f}" for t in trials]
+    rows += [f"{n:<{width}}  {t.score:8.2f}  {t.restored:8.2f}" for n, t in zip(names, trials, strict=True)]
     return "\n".join(rows)

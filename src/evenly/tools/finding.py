@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from evenly.tools.labels import Values
+from evenly.tools.names import line, visible
 
 LEVELS = ("note", "warning", "error")
 _COLUMN = 11
@@ -44,7 +45,7 @@ class Finding:
         lines = [f"{self.level:<{_COLUMN}}{self.rule}" + (f": {listed(self.layers)}" if self.layers else "")]
         texts = {"evidence": self.evidence, "so": self.consequence, "remedy": self.remedy}
         for label, text in texts.items():
-            lines.append(fill(text, width, initial_indent=f"  {label:<{_COLUMN - 2}}", subsequent_indent=" " * _COLUMN))
+            lines.append(fill(line(text), width, initial_indent=f"  {label:<{_COLUMN - 2}}", subsequent_indent=" " * _COLUMN))
         return "\n".join(lines)
 
 
@@ -148,5 +149,5 @@ def ranked(findings: Iterable[Finding]) -> list[Finding]:
 
 def listed(layers: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more."""
-    shown = ", ".join(name or "(model)" for name in layers[:most])
+    shown = ", ".join(visible(name) or "(model)" for name in layers[:most])
     return shown + (f" and {len(layers) - most} more" if len(layers) > most else "")

@@ -7,6 +7,8 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from evenly.tools import files
+from evenly.tools.names import visible
 from evenly.tools.report import extra, page, svg
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)
@@ -74,7 +76,7 @@ class History:
     def to_tensorboard(self, writer: Any) -> None:
         """Write scalars and histograms to a ``torch.utils.tensorboard.SummaryWriter``."""
         for r in self.records:
-            name = f"{r.layer or 'model'}/{r.side}"
+            name = f"{visible(r.layer) or 'model'}/{r.side}"
             for key in ("mean", "std", "dead", "drift"):
                 writer.add_scalar(f"{name}/{key}", getattr(r, key), r.step)
             number = sum(r.counts)
@@ -103,7 +105,7 @@ class History:
             for (layer, side), records in zip(places, rows, strict=True)
         ]  # fmt: skip
         steps = sorted({r.step for r in self.records})
-        Path(path).write_text(page("history.html", layers=layers, steps=steps, version=__version__), "utf-8")
+        files.write(path, page("history.html", layers=layers, steps=steps, version=__version__))
 
     def _of(self, layer: str, side: str) -> list[Record]:
         return [r for r in self.records if (r.layer, r.side) == (layer, side)]

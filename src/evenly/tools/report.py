@@ -7,6 +7,7 @@ from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from evenly.tools import names
 from evenly.tools.diagnosis import Diagnosis
 from evenly.tools.finding import LEVELS, Channel, LayerView, listed
 
@@ -36,18 +37,25 @@ def card(diagnosis: Diagnosis) -> str:
 
 
 def page(template: str, **values: Any) -> str:
-    """A template of ours filled in; everything but what it marks safe is escaped."""
+    """A template of ours filled in; everything but what it marks safe is escaped and made visible."""
     jinja2 = extra("jinja2")
     folder = Path(__file__).parent / "templates"
     environment = jinja2.Environment(
-        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True
-    )
+        loader=jinja2.FileSystemLoader(folder), autoescape=True, trim_blocks=True, lstrip_blocks=True,
+        finalize=visible_text,
+    )  # fmt: skip
     return str(environment.get_template(template).render(**values))
 
 
+def visible_text(value: Any) -> Any:
+    """What a template shows: texts of any origin by `names.block`, drawings of ours as they are."""
+    return names.block(value) if type(value) is str else value
+
+
 def svg(chart: Any) -> str:
-    """An Altair chart as a drawing."""
-    text = str(extra("vl_convert").vegalite_to_svg(chart.to_dict(format="vega-lite")))
+    """An Altair chart as a drawing; a name with control signs in it would end the process there."""
+    spec = names.shown_everywhere(chart.to_dict(format="vega-lite"))
+    text = str(extra("vl_convert").vegalite_to_svg(spec))
     return text[text.index("<svg") :]
 
 

@@ -60,24 +60,36 @@ def layers_of(
     found = []
     for key in tensors:
         name = key.removesuffix("running_mean")
-        if name == key or f"{name}running_var" not in tensors:
+        mean, var = _numbers(tensors.get(key)), _numbers(tensors.get(f"{name}running_var"))
+        if name == key or mean is None or var is None or mean.shape != var.shape:
             continue
         known = (settings or {}).get(name[:-1], {})
-        counter = tensors.get(f"{name}num_batches_tracked")
-        mean = tensors[key].detach().cpu()
+        counter, weight = tensors.get(f"{name}num_batches_tracked"), _numbers(tensors.get(f"{name}weight"))
         found.append(
             Layer(
                 name[:-1],
                 mean,
-                tensors[f"{name}running_var"].detach().cpu(),
-                None if f"{name}weight" not in tensors else tensors[f"{name}weight"].detach().float().cpu(),
-                None if counter is None else counter.item() / (calls or {}).get(name[:-1], 1),
+                var,
+                None if weight is None or weight.shape != mean.shape else weight.float(),
+                None if counter is None or not _counts(counter) else counter.item() / (calls or {}).get(name[:-1], 1),
                 known.get("eps", 1e-5),
                 known.get("momentum", 0.1),
                 _bias_before(name[:-1], len(mean), tensors),
             )
         )
     return found
+
+
+def _numbers(tensor: Tensor | None) -> Tensor | None:
+    """One finite-precision number for each channel, on the CPU; None for anything else of that name."""
+    if tensor is None or tensor.ndim != 1 or not tensor.is_floating_point():
+        return None
+    tensor = tensor.detach().cpu()
+    return tensor if tensor.dtype.itemsize > 1 else tensor.float()  # torch computes little in eight bits
+
+
+def _counts(tensor: Tensor) -> bool:
+    return tensor.numel() == 1 and not tensor.is_complex()
 
 
 def _bias_before(name: str, channels: int, tensors: Mapping[str, Tensor]) -> str | None:
