@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenly.tools import checkpoint
+from evenly.tools import checkpoint, files
 from evenly.tools.diagnosis import Diagnosis, Mended
 from evenly.tools.finding import Trial
 from evenly.tools.labels import Values
@@ -64,7 +64,7 @@ class Mender:
         changes = self._changes(diagnosis, trial, pool)
         beside = path.with_name(f".{path.name}.part")
         try:
-            loaded = self._written(diagnosis, beside, changes)
+            loaded = self._written(diagnosis, path, beside, changes)
             mended = self._judged(path, loaded, pool.samples)
             if self.score.judges and mended.better.high < 0:
                 raise ValueError(f"{path} is not written: it would be worse, {mended.better}.")
@@ -89,20 +89,18 @@ class Mender:
         held = changes if file is None else {k: v for k, v in changes.items() if diagnosis.keys.get(k, k) in file.tensors}
         return {key: value for key, value in held.items() if not _same(value, self.state[key])}
 
-    def _written(self, diagnosis: Diagnosis, path: Path, changes: dict[str, Tensor]) -> dict[str, Tensor]:
+    def _written(
+        self, diagnosis: Diagnosis, name: Path, path: Path, changes: dict[str, Tensor]
+    ) -> dict[str, Tensor]:
         """The model's tensors as the new file has them, read back."""
         file, keys = diagnosis.checkpoint, diagnosis.keys
         if file is not None:
             theirs = {keys.get(key, key): value for key, value in changes.items()}
-            for key, value in theirs.items():
-                if not bool(torch.isfinite(value.to(file.tensors[key].dtype)).all()):
-                    kind = str(file.tensors[key].dtype).removeprefix("torch.")
-                    raise ValueError(f"{key} is {kind} in the file, which cannot hold {value.abs().max():.3g}; "
-                                     "save it in float32 first.")  # fmt: skip
+            files.check_outputs({"the mended file": str(name)}, [file.path])
             file.write(path, theirs)
-            back = checkpoint.read(path).tensors
+            back = checkpoint.read(path, file.inside or None).tensors
             return {key: back[keys.get(key, key)] for key in self.state if keys.get(key, key) in back}
-        if path.name.removesuffix(".part").endswith(".safetensors"):
+        if name.suffix == ".safetensors":
             raise ValueError("without an input file a state_dict is written by torch.save; name the file *.pt.")
         torch.save({**self.state, **changes}, path)
         return dict(torch.load(path, map_location="cpu", weights_only=True))
