@@ -33,6 +33,7 @@ _HOME = {
     "adapt": "tools.adapt",
     "xray": "tools.xray",
     "watch": "tools.watch",
+    "check_model": "tools.contract",
     "diagnose": "tools.diagnose",
     "Diagnosis": "tools.diagnosis",
 }

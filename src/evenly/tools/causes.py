@@ -13,15 +13,18 @@ import torch
 from torch import Tensor
 
 from evenly.core.moments import Moments
-from evenly.tools.batches import mapped
+from evenly.tools.batches import mapped, parts_of, samples_of
 from evenly.tools.calls import with_input
 from evenly.tools.finding import Finding
-from evenly.tools.populations import Samples
-from evenly.tools.measure import distance
+from evenly.tools.labels import tensor_of
+from evenly.tools.measure import Pool, distance
 from evenly.tools.observe import Call
 from evenly.tools.probe import Subject
+from evenly.tools.recalibrate import settled
+from evenly.tools.scores import Score
 from evenly.tools.sites import Site
 
+_ALONE = 160  # samples that are run one by one
 _IMAGENET = ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225))
 
 
@@ -56,8 +59,19 @@ _OF_COLOR = (
 )  # fmt: skip
 
 
-def inputs(subject: Subject, batches: Sequence[Any], first: str, now: float) -> Iterator[Finding]:
-    """A change of the input after which the first norm's running statistics fit it."""
+def inputs(
+    subject: Subject, batches: Sequence[Any], first: str, now: float, as_good: Callable[[list[Any]], bool] | None
+) -> Iterator[Finding]:
+    """A change of the input after which the first norm's running statistics fit it.
+
+    Args:
+        subject: the model.
+        batches: as given.
+        first: the first norm.
+        now: its distance from them.
+        as_good: whether the model evaluates batches so changed as well as in training form; statistics that
+            were spoiled by other data fit that data, but do not evaluate well. None: nothing tells.
+    """
     if not now > 0.5:
         return
     tried = []
@@ -67,11 +81,14 @@ def inputs(subject: Subject, batches: Sequence[Any], first: str, now: float) -> 
     far, change = min(tried, key=lambda pair: pair[0])
     if far > 0.3 * now or far > 0.35:
         return
+    if as_good is not None and not as_good([with_input(batch, change.of) for batch in batches]):
+        return
     yield Finding(
-        "input-changed", "error", (first,),
+        "input-changed", "error" if as_good is not None else "warning", (first,),
         f"the first norm's running statistics are {now:.2g} standard deviations from this data, and {far:.2g} with the "
         f"input {change.said}.",
-        "the data given is not prepared as it was in training; the norms and their statistics are sound.",
+        "the data given is not prepared as it was in training; the norms and their statistics are sound."
+        if as_good is not None else "either the data is not prepared as in training, or such data spoiled the statistics.",
         f"prepare the input as in training: {change.code}. Do not recalibrate.",
     )  # fmt: skip
 
@@ -108,7 +125,7 @@ def file_scale(site: Site, moments: Moments, name: str) -> Iterator[Finding]:
     large = good & (m.mean.abs() > 0.2 * m.var.sqrt())
     by_mean = (mean / m.mean)[large].abs().log() if bool(large.any()) else by_var[:0]
     factor = by_var.median()
-    if by_var.std() > 0.5 or factor.abs() < 0.7 or len(by_mean) < 2 or (by_mean.median() - factor).abs() > 0.35:
+    if by_var.std() > 0.15 or factor.abs() < 0.4 or len(by_mean) < 2 or (by_mean.median() - factor).abs() > 0.1:
         return
     yield Finding(
         "scale-factor", "error", (name,),
@@ -137,26 +154,47 @@ def constant_taken(site: Site, moments: Moments, name: str) -> Iterator[Finding]
     )  # fmt: skip
 
 
-def batch_size(site: Site, seen: Samples) -> Iterator[Finding]:
-    """The batch size that the running variance speaks of: variance within samples, and between so many."""
-    if seen.places < 2 or len(seen.means) < 16:
-        return
-    _, var = site.read()
-    within, between = seen.vars.mean(0), seen.means.var(0)
-    enough = between > 0.2 * (within + between)
-    if int(enough.sum()) < 2:
-        return
-    total = within + between
-    inverse = ((total - var.cpu()) / between)[enough]
-    if float(inverse.median()) < 0.6 or float(inverse.median()) > 1.3 or float(inverse.std()) > 0.35:
+def by_itself(subject: Subject, batches: Sequence[Any], score: Score, pool: Pool) -> Iterator[Finding]:
+    """Each sample with its own statistics, against the best that statistics of all can do."""
+    few: list[Any] = []
+    while len(few) < len(batches) and sum(map(samples_of, few)) < _ALONE:
+        few.append(batches[len(few)])
+    every = {name: (mean, var) for name, mean, var in settled(subject.sites, pool)}
+    single = [subject.outputs(parts_of(batch, 1), using=None) for batch in few]
+    alone = [torch.cat([tensor_of(part) for part in parts]) for parts in single]
+    own, pooled, now = (score.values(o, few) for o in (alone, subject.outputs(few, statistics=every), subject.outputs(few)))
+    better, than_now = score.better(pooled, own), score.better(now, own)
+    if better.low <= 0 or than_now.low <= 0 or (score.unit == "points" and min(better.mean, than_now.mean) < 2):
         return
     yield Finding(
-        "batches-of-one", "warning", (seen.name,),
-        f"the running variance of {seen.name or 'the model'} is that within single samples: variance between them "
-        f"({100 * float((between / total)[enough].median()):.0f} % of the data's) is missing.",
-        "the model was trained on batches of one, which normalise each sample by itself; evaluation does not.",
-        "evaluate as trained (instance norm), or train with larger batches, accumulate statistics "
-        "(evenly.BatchNorm(accumulate=…)) or use group norm.",
+        "batches-of-one", "error", (),
+        f"{score.name} is {score.shown(own):.1f} where each sample is normalised by itself, {score.shown(now):.1f} in "
+        f"evaluation, and {score.shown(pooled):.1f} with exact statistics of all the data ({better.number} samples).",
+        "the model was trained on batches of one (or of samples that belong together), and is an instance norm network; "
+        "no running statistics do what its training did.",
+        "evaluate as trained (batches of one in training form, or instance norm), or train on with larger batches or "
+        "group norm; recalibrating does not restore this.",
+    )  # fmt: skip
+
+
+def mixture(site: Site, moments: Moments, name: str) -> Iterator[Finding]:
+    """A running mean that lies elsewhere, beside a variance that fits: an average over two kinds of batches."""
+    mean, var = site.read()
+    std = moments.var.to(mean.device).sqrt()
+    good = (std > 1e-6) & (var > 0)
+    if int(good.sum()) < 4:
+        return
+    away = ((mean - moments.mean.to(mean.device)).abs() / std)[good].median()
+    wider = (var[good].sqrt() / std[good]).log().abs().median()
+    if away < 0.15 or wider > 0.15:
+        return
+    yield Finding(
+        "two-populations", "note", (name,),
+        f"the running mean of {name or 'the model'}, the first norm, is {float(away):.2f} standard deviations from this "
+        f"data's, while its running standard deviation fits (to {100 * float(wider):.0f} %).",
+        "so look statistics of batches of two kinds in turn (two domains), or last batches of another kind: a file "
+        "mended on one kind is for that kind.",
+        "give batches of every kind that the model shall serve; the file is then scored for each.",
     )  # fmt: skip
 
 

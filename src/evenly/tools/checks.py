@@ -135,9 +135,9 @@ def one_element(subject: Subject, batch: Any) -> Iterator[Finding]:
                if not isinstance(m, torch.jit.ScriptModule)]  # fmt: skip
     try:
         subject.run([batch])
-    except ValueError:  # torch refuses some of these; the finding says it better
+    except Exception:  # torch refuses some of these, which the finding says better; the rest is said at the first call
         if not found:
-            raise
+            return
     finally:
         for handle in handles:
             handle.remove()

@@ -61,9 +61,11 @@ def diagnose(
         >>> [f.rule for f in diagnose(model, x.split(64)).findings if f.level == "warning"]
         ['momentum-inverted']
     """
-    examination = Examination(Subject(model), Source(batches, limit), loss, say)
+    examination = Examination(Subject(model, forward), Source(batches, limit), loss, say)
     examination.stored()
     given = examination.begin()
+    if examination.useless:
+        return examination.result()
     examination.subject.forward, examination.said = settle(model, given[0], forward)
     examination.at_work(given, endless=not hasattr(batches, "__len__") and limit is None)
     return examination.result()

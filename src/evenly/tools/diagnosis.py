@@ -150,7 +150,7 @@ class Diagnosis:
             "looked": self.looked,
             "examined": self.examined,
             "findings": [asdict(f) for f in self.findings],
-            "gap": asdict(self.gap) if self.gap else None,
+            "gap": {k: v for k, v in asdict(self.gap).items() if k != "seconds"} if self.gap else None,
             "trials": trials,
             "chosen": self.chosen.name if self.chosen else None,
             "confirmed": self.confirmed._asdict() if self.confirmed else None,

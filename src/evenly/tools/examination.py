@@ -87,7 +87,13 @@ class Examination:
         given = self.source.more(BATCHES, SAMPLES)
         if not given:
             raise ValueError("batches is empty; a generator that was used up before gives nothing.")
+        self.add(checks.one_element(self.subject, given[0]))
         return given
+
+    @property
+    def useless(self) -> bool:
+        """Whether a norm erases its input, so that nothing behind it can be judged."""
+        return any(f.rule == "one-element" for f in self.findings)
 
     def result(self) -> Diagnosis:
         """All of it."""
@@ -97,11 +103,9 @@ class Examination:
     def at_work(self, given: list[Any], *, endless: bool) -> None:
         """Everything that needs batches: the checks, the gap, its layer, the trials, the pictures."""
         subject = self.subject
-        self.probe("norms over one element", checks.one_element(subject, given[0]))
         subject.look(given[0])
-        self._result.examined, self._result.looked = examined(subject, self.said)
-        if any(f.rule == "one-element" for f in self.findings):
-            return
+        lines, self._result.looked = examined(subject, self.said)
+        self._result.examined = lines + self._result.examined
         self.probe("evaluating twice", checks.twice(subject, given[0]))
         if not any(f.rule == "random-evaluation" for f in self.findings):
             self.probe("evaluating alone", checks.alone(subject, given[0]))
@@ -165,7 +169,7 @@ class Examination:
         start = time.monotonic()
         reference = self.subject.outputs(given, using=None)
         outputs = self.subject.outputs(given, tick=lambda n: self.tell(f"evaluation form, batch {n} of {len(given)}"))
-        score = scores.choose(given, outputs, reference, self._loss)
+        score = self._score = scores.choose(given, outputs, reference, self._loss)
         samples = sum(max(samples_of(b), 1) for b in given)
         if not score.judges:
             apart = scores.disagreement(outputs, reference)
@@ -193,10 +197,23 @@ class Examination:
         site, moments = self.subject.sites[first], pool.moments[first]
         self.probe("a scale factor", causes.file_scale(site, moments, first))
         if not any(f.rule == "scale-factor" for f in self.findings):
-            self.probe("the input", causes.inputs(self.subject, parts.measure[:4], first, distances[first]))
+            good = self._as_good if self._score.judges else None
+            self.probe("the input", causes.inputs(self.subject, parts.measure[:4], first, distances[first], good))
         if seen is not None and seen.name == first and distances[first] > 0.1:
-            self.probe("batches of one", causes.batch_size(site, seen))
             self.probe("a constant", causes.constant_taken(site, moments, first))
+        named = any(f.rule in ("scale-factor", "input-changed", "two-groups") for f in self.findings)
+        if self._result.gap is not None and self._result.gap.unlike and not named:
+            self.probe("two populations", causes.mixture(site, moments, first))
+        if seen is not None and seen.places > 1 and self._score.judges:
+            self.probe("each sample alone", causes.by_itself(self.subject, parts.choose, self._score, pool))
+
+    def _as_good(self, batches: list[Any]) -> bool:
+        """Whether changed batches evaluate as well as the data given does in training form."""
+        gap = self._result.gap
+        assert gap is not None
+        value = self._score.of(self.subject.outputs(batches), batches)
+        least = 5.0 if gap.unit == "points" else 0.2 * abs(gap.training)
+        return (gap.training - value) * (1 if self._score.up else -1) < least
 
     def _dropout(self, batches: list[Any]) -> Iterable[Finding]:
         if self.subject.unrun or not self.subject.training.random:

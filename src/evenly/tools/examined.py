@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import torch
 from torch import nn
+from torch.nn.modules.batchnorm import _NormBase
 
-from evenly.tools import walk
 from evenly.tools.finding import listed
 from evenly.tools.probe import Subject
-from evenly.tools.sites import instance_norms
+from evenly.tools.sites import instance_norms, modules
 
 
 def examined(subject: Subject, said: str) -> tuple[list[str], bool]:
@@ -57,13 +57,15 @@ def _others(subject: Subject) -> list[str]:
     """Norms of other kinds, in numbers."""
     counts: dict[str, int] = {}
     keeping = instance_norms(subject.model)
-    for name, module in walk.norms(subject.model):
+    for name, module, _ in modules(subject.model):
         kind = next((k for t, k in _KINDS.items() if isinstance(module, t)), None)
         if kind is not None and name not in keeping:
             counts[kind] = counts.get(kind, 0) + 1
     if keeping:
         counts["instance norm with running statistics"] = len(keeping)
-    foreign = sorted({type(m).__name__ for m in subject.model.modules() if _looks_like_one(m) and not walk.is_norm(m)})
+    known = {site.module for site in subject.sites.values()}
+    foreign = sorted({type(m).__name__ for m in subject.model.modules() 
+                      if _looks_like_one(m) and m not in known and not isinstance(m, (_NormBase, *_KINDS))})
     lines = [f"{n} {kind}{'s' * (n != 1) if 'with' not in kind else ''}: "
              + ("see above" if "with" in kind else "nothing to check") for kind, n in counts.items()]  # fmt: skip
     if foreign:
@@ -79,4 +81,4 @@ _KINDS: dict[type[nn.Module], str] = {
 
 def _looks_like_one(module: nn.Module) -> bool:
     name = type(module).__name__.lower()
-    return "norm" in name and not list(module.children())
+    return "norm" in name and not any("norm" in type(child).__name__.lower() for child in module.children())

@@ -115,8 +115,9 @@ class Sight(TorchDispatchMode):
         self.seen = Seen()
         self._model, self._see, self._given = model, see, given
         self._names = {id(t): n for n, t in (*model.named_parameters(), *model.named_buffers())}
-        self._by_tensor = {id(t): s for s in self.sites.values() for t in (s.mean, s.module and s.module._parameters.get("weight"))
-                           if t is not None}  # fmt: skip
+        self._by_tensor = {
+            id(t): s for s in self.sites.values() for t in (s.mean, getattr(s.module, "weight", None)) if t is not None
+        }
         self._path: list[tuple[str, nn.Module]] = []
         self._quiet = 0
 

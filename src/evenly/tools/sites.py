@@ -7,7 +7,7 @@ its own whoever makes it: a module, a functional call, a module in a plain list.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,7 +17,6 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.nn.parameter import is_lazy
 
-from evenly.tools import walk
 from evenly.tools.freeze import is_frozen
 
 
@@ -158,17 +157,37 @@ def instance_norms(model: nn.Module) -> dict[str, nn.Module]:
 
 @contextmanager
 def preserved(model: nn.Module) -> Iterator[None]:
-    """Put everything back at the end: `walk.restored`, and modes and modules that it does not reach."""
-    every = list(modules(model))
-    modes = [(m, m.training) for _, m, _ in every if hasattr(m, "training")]
-    with ExitStack() as stack:
-        stack.enter_context(walk.restored(model))
-        for _, module, registered in every:
-            if not registered and not list(module.children()):
-                stack.enter_context(walk.restored(module))
-        try:
-            yield
-        finally:
-            for module, mode in modes:
-                if module.training != mode:
-                    module.training = mode
+    """Put everything back at the end, also after an error, in modules out of reach and scripted ones, too.
+
+    Restored are the values of parameters and buffers, their gradients (absent inside), buffers that
+    were replaced, modes, a norm's ``momentum``, and torch's random state. Attributes that a model's
+    own forward changes are beyond its reach.
+    """
+    every = [module for _, module, _ in modules(model)]
+    tensors = {id(t): t for m in every for t in (*m.parameters(), *m.buffers()) if not is_lazy(t)}
+    values = [(t, t.detach().clone()) for t in tensors.values()]
+    gradients = [(t, t.grad) for t in tensors.values() if t.is_leaf]
+    modes = [(m, m.training) for m in every]
+    own = [(m, m._buffers.copy(), {k: v for k, v in vars(m).items() if k == "momentum"}) for m in every
+           if not isinstance(m, torch.jit.ScriptModule)]  # fmt: skip
+    on_cuda = any(t.is_cuda for t in tensors.values())
+    random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if on_cuda else []
+    for tensor, _ in gradients:
+        tensor.grad = None
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in values:
+                tensor.copy_(value)
+        for tensor, gradient in gradients:
+            tensor.grad = gradient
+        for module, buffers, settings in own:
+            module._buffers.update(buffers)
+            module.__dict__.update(settings)
+        for module, mode in modes:
+            if module.training != mode:
+                module.training = mode
+        torch.set_rng_state(random[0])
+        if on_cuda:
+            torch.cuda.set_rng_state_all(random[1])

@@ -6,15 +6,16 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.core.moments import Moments
 from evenly.nn.sync import gathered
-from evenly.tools import probe, walk
+from evenly.tools import probe
 from evenly.tools.finding import Finding, Gap, Trial, listed
 from evenly.tools.measure import Pool
 from evenly.tools.probe import Subject
 from evenly.tools.rules import RECALIBRATE
-from evenly.tools.sites import instance_norms
+from evenly.tools.sites import instance_norms, modules
 
 FAR = 0.5  # standard deviations: a layer's running statistics are elsewhere
 
@@ -23,7 +24,7 @@ def attributes(subject: Subject) -> Iterator[Finding]:
     """What the modules say themselves: batches left out, statistics not kept."""
     skipped = {
         name: int(count)
-        for name, norm in walk.batch_norms(subject.model)
+        for name, norm, _ in modules(subject.model)
         if (count := getattr(norm, "skipped_batches", None)) is not None and int(count)
     }
     if skipped:
@@ -33,8 +34,7 @@ def attributes(subject: Subject) -> Iterator[Finding]:
             "the statistics are sound, but something before these layers overflows or divides by zero.",
             "look at those batches; under mixed precision, at the loss scale.",
         )  # fmt: skip
-    norms = dict(walk.batch_norms(subject.model))
-    untracked = [n for n, norm in norms.items() if "running_mean" in norm._buffers and norm._buffers["running_mean"] is None]
+    untracked = [n for n, m, _ in modules(subject.model) if isinstance(m, _BatchNorm) and m.running_mean is None]
     if untracked:
         yield Finding(
             "untracked", "warning", tuple(untracked), "these layers keep no running statistics.",
