@@ -264,8 +264,12 @@ def xray(file: str, inside: str | None, html: str | None, json_file: str | None,
 @click.option("--weights", type=click.Path(), help="Load this file first; tensors only.")
 @click.option("--inside", metavar="SET", help="Of several sets in the file that fit, load this one.")
 @click.option("--forward", metavar="MODULE:FUNCTION", help="forward(model, batch), where the usual calls do not fit.")
-@click.option("--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: what the labels say.")
-@click.option("--limit", type=click.IntRange(1), help="Use at most so many batches; default: until an interval decides.")
+@click.option(
+    "--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: what the labels say."
+)
+@click.option(
+    "--limit", type=click.IntRange(1), help="Use at most so many batches; default: until an interval decides."
+)
 @click.option("--fix", type=click.Path(), metavar="OUT", help="Write the file mended, if it proves better.")
 @click.option("--force", is_flag=True, help="Let --fix write also where the file does not prove better.")
 @click.option("--html", type=click.Path(), help="Write a page.")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 import torch
@@ -25,10 +26,8 @@ def settle(model: nn.Module, batch: Any, forward: Forward | None) -> tuple[Forwa
         return forward, "forward(model, batch)"
     errors: list[str] = []
     with preserved(model), torch.no_grad():
-        try:
+        with suppress(NotImplementedError):  # an exported program
             model.eval()
-        except NotImplementedError:  # an exported program
-            pass
         for said, call in _ways(batch):
             try:
                 call(model, to_device(batch, device_of(model)))

@@ -88,7 +88,8 @@ def inputs(
         f"the first norm's running statistics are {now:.2g} standard deviations from this data, and {far:.2g} with the "
         f"input {change.said}.",
         "the data given is not prepared as it was in training; the norms and their statistics are sound."
-        if as_good is not None else "either the data is not prepared as in training, or such data spoiled the statistics.",
+        if as_good is not None
+        else "either the data is not prepared as in training, or such data spoiled the statistics.",
         f"prepare the input as in training: {change.code}. Do not recalibrate.",
     )  # fmt: skip
 
@@ -162,7 +163,9 @@ def by_itself(subject: Subject, batches: Sequence[Any], score: Score, pool: Pool
     every = {name: (mean, var) for name, mean, var in settled(subject.sites, pool)}
     single = [subject.outputs(parts_of(batch, 1), using=None) for batch in few]
     alone = [torch.cat([tensor_of(part) for part in parts]) for parts in single]
-    own, pooled, now = (score.values(o, few) for o in (alone, subject.outputs(few, statistics=every), subject.outputs(few)))
+    own, pooled, now = (
+        score.values(o, few) for o in (alone, subject.outputs(few, statistics=every), subject.outputs(few))
+    )
     better, than_now = score.better(pooled, own), score.better(now, own)
     if better.low <= 0 or than_now.low <= 0 or (score.unit == "points" and min(better.mean, than_now.mean) < 2):
         return
@@ -170,8 +173,8 @@ def by_itself(subject: Subject, batches: Sequence[Any], score: Score, pool: Pool
         "batches-of-one", "error", (),
         f"{score.name} is {score.shown(own):.1f} where each sample is normalised by itself, {score.shown(now):.1f} in "
         f"evaluation, and {score.shown(pooled):.1f} with exact statistics of all the data ({better.number} samples).",
-        "the model was trained on batches of one (or of samples that belong together), and is an instance norm network; "
-        "no running statistics do what its training did.",
+        "the model was trained on batches of one (or of samples that belong together), and is an instance norm network; no "
+        "running statistics do what its training did.",
         "evaluate as trained (batches of one in training form, or instance norm), or train on with larger batches or "
         "group norm; recalibrating does not restore this.",
     )  # fmt: skip
@@ -190,8 +193,8 @@ def mixture(site: Site, moments: Moments, name: str) -> Iterator[Finding]:
         return
     yield Finding(
         "two-populations", "note", (name,),
-        f"the running mean of {name or 'the model'}, the first norm, is {float(away):.2f} standard deviations from this "
-        f"data's, while its running standard deviation fits (to {100 * float(wider):.0f} %).",
+        f"the running mean of {name or 'the model'}, the first norm, is {float(away):.2f} standard deviations from "
+        f"this data's, while its running standard deviation fits (to {100 * float(wider):.0f} %).",
         "so look statistics of batches of two kinds in turn (two domains), or last batches of another kind: a file "
         "mended on one kind is for that kind.",
         "give batches of every kind that the model shall serve; the file is then scored for each.",
@@ -204,5 +207,3 @@ def finite(batches: Sequence[Any]) -> bool:
     for batch in batches:
         mapped(batch, lambda t: bad.append(bool(t.is_floating_point() and not torch.isfinite(t).all())) or t)  # type: ignore[func-returns-value]
     return not any(bad)
-
-

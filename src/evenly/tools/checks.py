@@ -54,8 +54,11 @@ def alone(subject: Subject, batch: Any) -> Iterator[Finding]:
     few = parts_of(batch, min(_SAMPLES, samples_of(batch)))[0]
     few = parts_of(few, _SAMPLES)[0] if samples_of(few) > _SAMPLES else few
     together, _ = subject.run([few])
-    single, _ = subject.run(parts_of(few, 1))
-    far = apart(torch.cat([tensor_of(o) for o in single]), tensor_of(together[0]))
+    try:
+        single, _ = subject.run(parts_of(few, 1))
+        far = apart(torch.cat([tensor_of(o) for o in single]), tensor_of(together[0]))
+    except ValueError:  # torch refuses batch statistics of one value
+        far = float("inf")
     if far <= 1e-2:
         return
     by_batch = [n for n, used in subject.evaluation.used.items() if used != "running"]

@@ -15,34 +15,11 @@ from evenly.tools.calls import settle
 from evenly.tools.checks import apart
 from evenly.tools.finding import listed
 from evenly.tools.labels import tensor_of
-from evenly.tools.names import line
+from evenly.tools.padded import Verdict, padded
 from evenly.tools.probe import Subject, set_mode
 from evenly.tools.sites import modules, preserved, sites
 
 _SAMPLES = 8
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """One clause of the contract.
-
-    Args:
-        name: of the clause.
-        holds: whether it does; None where it could not be tried.
-        said: what was measured, or why it was not tried.
-        difference: the measured difference, in standard deviations of the output or in numbers.
-        layers: those that break it.
-    """
-
-    name: str
-    holds: bool | None
-    said: str
-    difference: float = 0.0
-    layers: tuple[str, ...] = ()
-
-    def __str__(self) -> str:
-        mark = {True: "holds", False: "BROKEN", None: "not tried"}[self.holds]
-        return line(f"{mark:<9}  {self.name}: {self.said}")
 
 
 class BrokenError(AssertionError):
@@ -112,7 +89,7 @@ def check_model(
     clauses: tuple[tuple[str, Callable[[], Verdict]], ...] = (
         ("deterministic", lambda: _deterministic(subject, batch, tolerance)),
         ("alone", lambda: _alone(subject, batch, tolerance)),
-        ("padded", lambda: _padded(subject, batch, lengths, axis, tolerance)),
+        ("padded", lambda: padded(subject, batch, lengths, axis, tolerance)),
         ("frozen", lambda: _frozen(subject, batch)),
         ("modes", lambda: _modes(subject)),
         ("state_dict", lambda: _state_dict(subject, batch)),
@@ -125,7 +102,15 @@ def check_model(
 def _tried(name: str, clause: Callable[[], Verdict]) -> Verdict:
     try:
         return clause()
-    except (RuntimeError, TypeError, AttributeError, AssertionError, KeyError, IndexError, NotImplementedError) as error:
+    except (
+        RuntimeError,
+        TypeError,
+        AttributeError,
+        AssertionError,
+        KeyError,
+        IndexError,
+        NotImplementedError,
+    ) as error:
         return Verdict(name, None, f"it raised {type(error).__name__}: {' '.join(str(error).split())[:160]}")
 
 
@@ -145,9 +130,13 @@ def _alone(subject: Subject, batch: Any, tolerance: float) -> Verdict:
         return Verdict("alone", None, "the batch has fewer than two samples")
     few = parts_of(batch, 1)[:_SAMPLES]
     (together,), _ = subject.run([batch])
-    single, _ = subject.run(few)
+    used = tuple(n for n, used in subject.evaluation.used.items() if used != "running")
+    try:
+        single, _ = subject.run(few)
+    except ValueError as error:  # torch refuses batch statistics of one value
+        return Verdict("alone", False, f"a sample alone is refused: {error}", float("inf"), used)
     far = apart(torch.cat([tensor_of(o) for o in single]), tensor_of(together)[: len(few)])
-    guilty = tuple(n for n, used in subject.evaluation.used.items() if used != "running") or tuple(subject.evaluation.unknown)
+    guilty = used or tuple(subject.evaluation.unknown)
     guilty = guilty if far > tolerance else ()
     said = f"a sample alone and in a batch differ by {far:.2g} standard deviations" + (
         f"; {listed(guilty)} used the statistics of the batch" if guilty else ""
@@ -155,79 +144,12 @@ def _alone(subject: Subject, batch: Any, tolerance: float) -> Verdict:
     return Verdict("alone", far <= tolerance, said, far, guilty)
 
 
-def _padded(subject: Subject, batch: Any, lengths: Any, axis: int, tolerance: float) -> Verdict:
-    """Each sample cut to its length, against itself with its padding; and padding of other values."""
-    if lengths is None:
-        return Verdict("padded", None, "no lengths were given")
-    sizes = torch.as_tensor(lengths).tolist()
-    if len(sizes) != samples_of(batch):
-        raise ValueError(f"{len(sizes)} lengths do not belong to {samples_of(batch)} samples.")
-    inputs: list[Tensor] = []
-    mapped(batch, lambda t: inputs.append(t) or t)  # type: ignore[func-returns-value]
-    whole = inputs[0].shape[axis]
-    if not all(0 < n <= whole for n in sizes):
-        raise ValueError(f"lengths must lie between 1 and {whole}, the size of axis {axis}, got {min(sizes)} to {max(sizes)}.")
-    (together,), padded_calls = _calls(subject, batch)
-    worst, guilty = 0.0, set()
-    for number, (part, size) in enumerate(zip(parts_of(batch, 1), sizes, strict=True)):
-        cut = mapped(part, lambda t, n=size: t.narrow(axis, 0, n) if t.ndim > 1 and t.shape[axis] == whole else t)
-        (alone,), alone_calls = _calls(subject, cut)
-        ours, theirs = tensor_of(together)[number : number + 1], tensor_of(alone)
-        if ours.shape != theirs.shape and ours.ndim == theirs.ndim:
-            for at in range(1, ours.ndim):
-                ours = ours.narrow(at, 0, min(ours.shape[at], theirs.shape[at]))
-        worst = max(worst, apart(theirs, ours))
-        guilty |= _leaks(padded_calls, alone_calls, number, tolerance)
-    bad = worst > tolerance
-    layers = tuple(n for n in padded_calls if n in guilty) if bad else ()
-    said = f"padded and alone differ by {worst:.2g} standard deviations" + (
-        f"; it enters at {listed(layers[:1])}, then {listed(layers[1:])}" if len(layers) > 1 else
-        f"; it enters at {listed(layers)}" if layers else ""
-    ) + ("; give norms mask= (evenly.functional.lengths_to_mask), and zero padded places before convolutions" if bad else "")  # fmt: skip
-    return Verdict("padded", not bad, said, worst, layers)
-
-
-def _calls(subject: Subject, batch: Any) -> tuple[list[Any], dict[str, Tensor]]:
-    """Outputs, and the output of each layer that has parameters or mixes places."""
-    found: dict[str, Tensor] = {}
-    handles = []
-    for name, module in subject.model.named_modules():
-        if not list(module.children()):
-            handles.append(module.register_forward_hook(_keep(found, name)))
-    try:
-        return subject.run([batch])[0], found
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _keep(found: dict[str, Tensor], name: str) -> Callable[..., None]:
-    def hook(module: nn.Module, args: Any, output: Any) -> None:
-        if isinstance(output, Tensor) and name not in found:
-            found[name] = output.detach().cpu()
-
-    return hook
-
-
-def _leaks(padded: dict[str, Tensor], alone: dict[str, Tensor], number: int, tolerance: float) -> set[str]:
-    """The layers whose output at real places differs."""
-    bad = set()
-    for name, theirs in alone.items():
-        ours = padded.get(name)
-        if ours is None or ours.ndim != theirs.ndim or len(ours) <= number:
-            continue
-        ours = ours[number : number + 1]
-        for at in range(1, ours.ndim):
-            ours = ours.narrow(at, 0, min(ours.shape[at], theirs.shape[at]))
-        if apart(theirs, ours) > tolerance:
-            bad.add(name)
-    return bad
-
-
 def _frozen(subject: Subject, batch: Any) -> Verdict:
     """Sites that the model means to be frozen: by evenly.freeze, by train() itself, or as given in eval mode."""
     frozen = {n for n, s in subject.sites.items() if s.frozen}
-    given = {n for n, s in subject.sites.items() if s.module is not None and not s.module.training and subject.model.training}
+    given = {
+        n for n, s in subject.sites.items() if s.module is not None and not s.module.training and subject.model.training
+    }
     with preserved(subject.model):
         set_mode(subject.model, train=True)
         held = {n for n, s in subject.sites.items() if s.module is not None and not s.module.training}
@@ -236,7 +158,9 @@ def _frozen(subject: Subject, batch: Any) -> Verdict:
             return Verdict("frozen", None, "no norm is frozen")
         before = {n: [t.clone() for t in subject.sites[n].read()] for n in meant}
         _step(subject, batch)
-        moved = {n: max(apart_numbers(a, b) for a, b in zip(before[n], subject.sites[n].read(), strict=True)) for n in meant}
+        moved = {
+            n: max(apart_numbers(a, b) for a, b in zip(before[n], subject.sites[n].read(), strict=True)) for n in meant
+        }
     bad = tuple(n for n, far in moved.items() if far > 0)
     said = f"{len(meant)} frozen norms, {len(bad)} moved in a training step" + (f": {listed(bad)}" if bad else "")
     return Verdict("frozen", not bad, said, max(moved.values()), bad)
@@ -293,10 +217,12 @@ def _trainable_only(subject: Subject) -> Verdict:
         return Verdict("trainable only", None, "every parameter is trainable, so files hold the whole model")
     moving = tuple(n for n in subject.switching if subject.sites[n].keys[0] is not None)
     said = (
-        f"{len(frozen)} of {len(parameters)} parameters are held; {len(moving)} norms move their statistics in training, "
-        "which a file of trainable parameters does not hold"
+        f"{len(frozen)} of {len(parameters)} parameters are held; {len(moving)} norms move their statistics in "
+        "training, which a file of trainable parameters does not hold"
     )
-    return Verdict("trainable only", not moving, said + (f": {listed(moving)}" if moving else ""), float(len(moving)), moving)
+    return Verdict(
+        "trainable only", not moving, said + (f": {listed(moving)}" if moving else ""), float(len(moving)), moving
+    )
 
 
 def _step(subject: Subject, batch: Any) -> None:
@@ -325,4 +251,3 @@ def _counted(subject: Subject, batch: Any) -> Verdict:
         f"; {worst} times: {listed(bad)} (activation checkpointing, or a module called more than once)" if bad else ""
     )
     return Verdict("counted once", not bad, said, float(abs(worst - 1)), bad)
-

@@ -11,8 +11,6 @@ from pathlib import Path
 from textwrap import fill
 from typing import Any
 
-from torch import Tensor
-
 from evenly.tools import files
 from evenly.tools.checkpoint import Checkpoint
 from evenly.tools.finding import LEVELS, Channel, Finding, Gap, LayerView, Trial
@@ -105,7 +103,8 @@ class Diagnosis:
         """Source and verdict in one line; what was not looked at is not called healthy."""
         counts = {level: sum(f.level == level for f in self.findings) for level in reversed(LEVELS)}
         said = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
-        return f"{visible(self.source)}: {said or ('nothing found' if self.looked else 'no norm that I know was looked at')}"
+        silent = "nothing found" if self.looked else "no norm that I know was looked at"
+        return f"{visible(self.source)}: {said or silent}"
 
     def table(self, width: int | None = None) -> str:
         """Everything as plain text, at most ``width`` characters wide (default: the terminal's)."""
@@ -124,7 +123,10 @@ class Diagnosis:
 
     def __repr__(self) -> str:
         """A few lines: the verdict, the findings' names, the trial chosen."""
-        lines = [f"<Diagnosis {self.headline}", *(f"  {f.level} {f.rule}: {f.evidence[:90]}" for f in self.findings[:5])]
+        lines = [
+            f"<Diagnosis {self.headline}",
+            *(f"  {f.level} {f.rule}: {f.evidence[:90]}" for f in self.findings[:5]),
+        ]
         if self.chosen is not None:
             lines.append(f"  best: {self.chosen.name}, {self.chosen.restored:+.2f}")
         return "\n".join(lines) + ">"
@@ -210,7 +212,9 @@ def _finite(value: Any) -> Any:
 
 
 def _gap_text(gap: Gap, width: int) -> str:
-    verdict = f"{gap.lost:.1f} {gap.unit} lost".replace("  ", " ") if gap.unlike else "no more apart than chance explains"
+    verdict = (
+        f"{gap.lost:.1f} {gap.unit} lost".replace("  ", " ") if gap.unlike else "no more apart than chance explains"
+    )
     text = (
         f"{gap.score}, batch statistics:   {gap.training:8.2f}\n"
         f"{gap.score}, running statistics: {gap.evaluation:8.2f}   {verdict}"

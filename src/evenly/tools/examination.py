@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from evenly.core.moments import Moments
-from evenly.tools import causes, checks, measure, populations, probe, scores, symptoms, trials
+from evenly.tools import causes, checks, measure, populations, scores, symptoms, trials
 from evenly.tools.batches import samples_of
+from evenly.tools.decision import Decision
 from evenly.tools.diagnosis import Diagnosis
 from evenly.tools.examined import examined
 from evenly.tools.finding import Finding, Gap, Trial, ranked
-from evenly.tools.labels import Values, label_of
-from evenly.tools.mend import Mender
+from evenly.tools.labels import label_of
 from evenly.tools.observe import Call
 from evenly.tools.parts import BATCHES, SAMPLES, Parts, Source, split
 from evenly.tools.pictures import channels
@@ -24,7 +26,6 @@ from evenly.tools.stored import layers_of, view
 from evenly.tools.xray import look
 
 _SUSPECTS = 6  # layers that are tried one by one
-_MOST = 20_000  # samples that an undecided interval is extended to
 
 
 class Examination:
@@ -70,8 +71,7 @@ class Examination:
 
     def stored(self, calls: Mapping[str, int] | None = None) -> None:
         """What the numbers alone say."""
-        known = {n: {"eps": s.eps, "momentum": s.momentum} if s.momentum is not None else {"eps": s.eps, "momentum": None}
-                 for n, s in self.subject.sites.items()}  # fmt: skip
+        known = {name: {"eps": s.eps, "momentum": s.momentum} for name, s in self.subject.sites.items()}
         found = look(layers_of(self._state, known, calls or {}), self._state)
         if calls is None:
             self.add(found)
@@ -152,7 +152,8 @@ class Examination:
         self._picture(distances, pool, parts)
         if gap.unlike:
             ids = None if found is None else found.of[sum(map(samples_of, [*parts.measure, *parts.choose])) :]
-            self._decide(single, bench, parts, pool, ids, endless=endless)
+            decision = Decision(subject, self.source, self._state, self._result, self.findings, endless)
+            decision.decide(single, bench, parts, ids)
 
     def _named(self) -> set[str]:
         """The layers whose fault an error or warning names already; the gap itself explains nothing."""
@@ -182,9 +183,12 @@ class Examination:
             least = 2.0 if score.unit == "points" else 0.05 * abs(training)
             lost = better.mean if better.mean == better.mean else 0.0
             gap = Gap(score.name, score.unit, training, evaluation, lost, better.low > 0 and lost > least)
-        gap = _with(gap, samples, time.monotonic() - start, score)
+        seconds = time.monotonic() - start
+        gap = replace(gap, samples=samples, seconds=seconds, said=score.said, judges=score.judges)
         self._result.gap = gap
-        self.tell(f"{gap.score}: {gap.training:.2f} with batch statistics, {gap.evaluation:.2f} with running statistics")
+        self.tell(
+            f"{gap.score}: {gap.training:.2f} with batch statistics, {gap.evaluation:.2f} with running statistics"
+        )
         return gap, score
 
     def _well_measured(self, given: list[Any]) -> list[Any]:
@@ -192,7 +196,9 @@ class Examination:
         pool = self.subject.measure(given)
         return self.subject.outputs(given, statistics=trials.statistics_of(self.subject, pool, Trial("", "")))
 
-    def _causes(self, pool: measure.Pool, seen: populations.Samples | None, distances: dict[str, float], parts: Parts) -> None:
+    def _causes(
+        self, pool: measure.Pool, seen: populations.Samples | None, distances: dict[str, float], parts: Parts
+    ) -> None:
         first = next(iter(distances))
         site, moments = self.subject.sites[first], pool.moments[first]
         self.probe("a scale factor", causes.file_scale(site, moments, first))
@@ -231,72 +237,10 @@ class Examination:
     def _picture(self, distances: dict[str, float], pool: measure.Pool, parts: Parts) -> None:
         stored = {layer.name: layer for layer in layers_of(self._state)}
         self._result.layers = [view(stored[name], d) for name, d in distances.items() if name in stored]
-        culprit = next((f.layers[0] for f in self.findings if f.rule in ("train-eval-gap", "forms-disagree") and f.layers),
-                       max(distances, key=distances.__getitem__))  # fmt: skip
+        named = (f.layers[0] for f in self.findings if f.rule in ("train-eval-gap", "forms-disagree") and f.layers)
+        culprit = next(named, max(distances, key=distances.__getitem__))
         if culprit in pool.moments:
             self._result.channels = channels(self.subject, parts.measure[:8], pool, culprit)
-
-    def _decide(
-        self, tried: list[Trial], bench: trials.Bench, parts: Parts, pool: measure.Pool, ids: Tensor | None, *, endless: bool
-    ) -> None:
-        """Choose a trial, and see on batches kept for it whether it is better."""
-        result, subject, score = self._result, self.subject, bench.score
-        chosen = trials.gentlest(tried, score)
-        if chosen is None:
-            return
-        result.chosen = chosen
-        confirm = list(parts.confirm) or list(parts.choose)
-        statistics = trials.statistics_of(subject, pool, chosen)
-        before, reference = Values(*(t[:0] for t in bench.before)), []
-        if not score.judges:
-            reference = subject.outputs(confirm, using=None)
-            result.refused = f"{result.gap.said if result.gap else ''}; give labels or a loss."
-        elif not parts.confirm:
-            result.refused = "there are too few samples to confirm anything; give more batches."
-        else:
-            before = self._confirm(confirm, statistics, score, ids)
-        cause = next((f for f in self.findings if f.rule == "input-changed"), None)
-        if cause is not None and not result.refused:
-            result.refused = "the fault is in how the input is prepared, not in the file."
-        result.mend = Mender(subject, self._state, self.source, endless, score, confirm, before, reference, ids)
-
-    def _confirm(self, confirm: list[Any], statistics: probe.Statistics, score: scores.Score, ids: Tensor | None) -> Values:
-        """The interval of after minus before, on more and more data until it decides; the scores before."""
-        subject, result = self.subject, self._result
-        before = score.values(subject.outputs(confirm), confirm)
-        after = score.values(subject.outputs(confirm, statistics=statistics), confirm)
-        looks = 1
-        result.confirmed = score.better(before, after)
-        while result.confirmed.low <= 0 < result.confirmed.high and sum(map(samples_of, confirm)) < _MOST:
-            more = self.source.more(len(confirm), 1)
-            if not more:
-                break
-            looks, ids = looks + 1, None
-            confirm += more
-            old, new = subject.outputs(more), subject.outputs(more, statistics=statistics)
-            before, after = _joined(before, score.values(old, more)), _joined(after, score.values(new, more))
-            # Each further look may err half as often as the one before.
-            result.confirmed = score.better(before, after, strict=1 + 0.14 * (looks - 1))
-        if not result.confirmed.low > 0:
-            result.refused = f"it is not shown that {result.chosen.name if result.chosen else ''} is better: {result.confirmed}."
-        if ids is not None and len(ids) == len(before.of):
-            for number in (0, 1):
-                part = score.better(before, after, keep=ids == number)
-                if part.mean < 0 and part.mean < -0.25 * (part.high - part.low):
-                    result.refused = f"one of the two groups that the data falls into would lose: {part}."
-        return before
-
-
-def _joined(a: Values, b: Values) -> Values:
-    import torch
-
-    return Values(torch.cat((a.of, b.of)), torch.cat((a.weight, b.weight)))
-
-
-def _with(gap: Gap, samples: int, seconds: float, score: scores.Score) -> Gap:
-    from dataclasses import replace
-
-    return replace(gap, samples=samples, seconds=seconds, said=score.said, judges=score.judges)
 
 
 def _bench(
@@ -312,8 +256,6 @@ def _bench(
 
 def _chance(given: list[Any]) -> float:
     """What always the most frequent class scores, in percent; 0 without classes."""
-    import torch
-
     labels = [y.reshape(-1).cpu() for b in given if (y := label_of(b)) is not None and not y.is_floating_point()]
     if not labels:
         return 0.0

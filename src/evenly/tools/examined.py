@@ -18,7 +18,9 @@ def examined(subject: Subject, said: str) -> tuple[list[str], bool]:
     never = [n for n in subject.sites if n not in both and n not in subject.unseen]
     held = [n for n in both if n not in subject.switching and used.get(n) == "running"]
     if held:
-        lines.append(f"{_number(len(held))} kept in evaluation form by train(), so that both forms are one: {_some(held)}")
+        lines.append(
+            f"{_number(len(held))} kept in evaluation form by train(), so that both forms are one: {_some(held)}"
+        )
     if never:
         lines.append(f"{_number(len(never))} never called with this batch: {_some(never)}")
     if subject.unseen:
@@ -64,8 +66,13 @@ def _others(subject: Subject) -> list[str]:
     if keeping:
         counts["instance norm with running statistics"] = len(keeping)
     known = {site.module for site in subject.sites.values()}
-    foreign = sorted({type(m).__name__ for m in subject.model.modules() 
-                      if _looks_like_one(m) and m not in known and not isinstance(m, (_NormBase, *_KINDS))})
+    foreign = sorted(
+        {
+            type(m).__name__
+            for m in subject.model.modules()
+            if _looks_like_one(m) and m not in known and not isinstance(m, (_NormBase, *_KINDS))
+        }
+    )
     lines = [f"{n} {kind}{'s' * (n != 1) if 'with' not in kind else ''}: "
              + ("see above" if "with" in kind else "nothing to check") for kind, n in counts.items()]  # fmt: skip
     if foreign:

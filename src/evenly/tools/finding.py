@@ -45,7 +45,9 @@ class Finding:
         lines = [f"{self.level:<{_COLUMN}}{self.rule}" + (f": {listed(self.layers)}" if self.layers else "")]
         texts = {"evidence": self.evidence, "so": self.consequence, "remedy": self.remedy}
         for label, text in texts.items():
-            lines.append(fill(line(text), width, initial_indent=f"  {label:<{_COLUMN - 2}}", subsequent_indent=" " * _COLUMN))
+            lines.append(
+                fill(line(text), width, initial_indent=f"  {label:<{_COLUMN - 2}}", subsequent_indent=" " * _COLUMN)
+            )
         return "\n".join(lines)
 
 

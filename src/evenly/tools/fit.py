@@ -76,7 +76,9 @@ def _plain(tensors: Mapping[str, Tensor]) -> dict[str, str]:
 
 def _fits(state: Mapping[str, Tensor], file: Checkpoint) -> Iterator[tuple[str, str]]:
     """Every set and prefix that holds all of the model's tensors, in the file's order."""
-    wanted = {plain: state[key].shape for plain, key in _plain(state).items() if not key.endswith("num_batches_tracked")}
+    wanted = {
+        plain: state[key].shape for plain, key in _plain(state).items() if not key.endswith("num_batches_tracked")
+    }
     if not wanted:
         yield file.inside, ""
         return
@@ -86,7 +88,9 @@ def _fits(state: Mapping[str, Tensor], file: Checkpoint) -> Iterator[tuple[str, 
     for where, tensors in groups:
         theirs = _plain(tensors)
         for prefix in dict.fromkeys(key.removesuffix(first) for key in theirs if key.endswith(first)):
-            if all((name := theirs.get(prefix + p)) is not None and tensors[name].shape == s for p, s in wanted.items()):
+            if all(
+                (name := theirs.get(prefix + p)) is not None and tensors[name].shape == s for p, s in wanted.items()
+            ):
                 yield where, prefix
 
 

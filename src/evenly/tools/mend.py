@@ -86,12 +86,12 @@ class Mender:
             if trial.blend == 1 and site.counter is not None and site.keys[2] is not None:
                 changes[site.keys[2]] = torch.full_like(site.counter, times * pool.calls[name], device="cpu")
         file = diagnosis.checkpoint
-        held = changes if file is None else {k: v for k, v in changes.items() if diagnosis.keys.get(k, k) in file.tensors}
+        held = (
+            changes if file is None else {k: v for k, v in changes.items() if diagnosis.keys.get(k, k) in file.tensors}
+        )
         return {key: value for key, value in held.items() if not _same(value, self.state[key])}
 
-    def _written(
-        self, diagnosis: Diagnosis, name: Path, path: Path, changes: dict[str, Tensor]
-    ) -> dict[str, Tensor]:
+    def _written(self, diagnosis: Diagnosis, name: Path, path: Path, changes: dict[str, Tensor]) -> dict[str, Tensor]:
         """The model's tensors as the new file has them, read back."""
         file, keys = diagnosis.checkpoint, diagnosis.keys
         if file is not None:

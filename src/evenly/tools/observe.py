@@ -9,7 +9,7 @@ is written into the model, and in training form no running statistic moves.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -20,6 +20,7 @@ from torch.nn.modules.instancenorm import _InstanceNorm
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from evenly.core.moments import Moments
+from evenly.tools.inner import inner_call
 from evenly.tools.measure import moments_of
 from evenly.tools.sites import Site, is_ours, modules, sites
 
@@ -249,9 +250,7 @@ class Sight(TorchDispatchMode):
             site.write(*other)
 
 
-def _with(
-    func: Any, args: list[Any], mean: Tensor, var: Tensor, eps: float, like: Tensor | None
-) -> Any:
+def _with(func: Any, args: list[Any], mean: Tensor, var: Tensor, eps: float, like: Tensor | None) -> Any:
     """The operator's evaluation form with other statistics."""
     x, weight = args[0], args[1]
     dtype = like.dtype if like is not None else weight.dtype if weight is not None else x.dtype
@@ -289,84 +288,5 @@ def _hooks(sight: Sight, name: str, module: nn.Module) -> Iterator[None]:
         stack.callback(module.register_forward_hook(after, prepend=True, always_call=True).remove)
         if own_forward:
             assert site is not None
-            stack.enter_context(_inner_call(sight, site, module))
+            stack.enter_context(inner_call(sight, site, module))
         yield
-
-
-@contextmanager
-def _inner_call(sight: Sight, site: Site, module: nn.Module) -> Iterator[None]:
-    """The call of evenly's own forward out of a subclass's, with what that hands on."""
-    base = next(c for c in type(module).__mro__ if c.__module__.startswith("evenly.nn") and "forward" in vars(c))
-    theirs = base.forward
-
-    def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
-        if self is not module:
-            return theirs(self, *args, **kwargs)
-        sight.ours(site, args, kwargs)
-        try:
-            return theirs(self, *args, **kwargs)
-        finally:
-            sight.left_ours()
-
-    base.forward = forward  # type: ignore[method-assign]
-    try:
-        yield
-    finally:
-        base.forward = theirs  # type: ignore[method-assign]
-
-
-def prove(model: nn.Module, known: Mapping[str, Site], run: Callable[[], Any]) -> set[str]:
-    """Find the channel axis of classes with arithmetic of their own, by their output in evaluation form.
-
-    A class whose output is not ``weight * (x - mean) / sqrt(var + eps) + bias`` of its running statistics
-    on some axis stays unseen.
-
-    Args:
-        model: in evaluation form.
-        known: its sites; ``axis`` is set where it is proved.
-        run: calls the model.
-
-    Returns:
-        The names of sites that stay unseen.
-    """
-    sight = Sight(model, dict(known))
-    left = {n: s for n, s in known.items() if s.module is not None and not s.ours}
-    last: dict[str, tuple[Tensor, Tensor]] = {}
-
-    def keep(name: str) -> Callable[..., None]:
-        def hook(module: nn.Module, args: Any, output: Any) -> None:
-            if args and isinstance(args[0], Tensor) and isinstance(output, Tensor):
-                last[name] = (args[0].detach(), output.detach())
-
-        return hook
-
-    with ExitStack() as stack:
-        for name, site in left.items():
-            if not isinstance(site.module, torch.jit.ScriptModule):
-                stack.callback(site.module.register_forward_hook(keep(name)).remove)  # type: ignore[union-attr]
-        with sight.on():
-            run()
-    unseen = set()
-    for name, site in left.items():
-        if name not in sight.seen.used and name in last:
-            site.axis = _axis(site, *last[name])
-            if site.axis is None:
-                unseen.add(name)
-    return unseen
-
-
-def _axis(site: Site, x: Tensor, y: Tensor) -> int | None:
-    channels = len(site.mean)
-    for axis in (1, x.ndim - 1):
-        if x.shape != y.shape or x.ndim < 2 or x.shape[axis] != channels:
-            continue
-        shape = [channels if i == axis else 1 for i in range(x.ndim)]
-        scale = (site.var.float() + site.eps).rsqrt()
-        expected = (x.float() - site.mean.float().view(shape)) * scale.view(shape)
-        for key, combine in (("weight", torch.mul), ("bias", torch.add)):
-            value = getattr(site.module, key, None)
-            if isinstance(value, Tensor):
-                expected = combine(expected, value.detach().float().view(shape))
-        if torch.allclose(expected, y.float(), rtol=1e-3, atol=1e-3 * float(y.float().abs().amax() + 1e-6)):
-            return axis
-    return None

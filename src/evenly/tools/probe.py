@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evenly.tools import observe
+from evenly.tools import prove
 from evenly.tools.batches import Forward, feed, mapped, samples_of
 from evenly.tools.measure import Pool
 from evenly.tools.observe import Call, Seen, Sight
@@ -61,7 +62,7 @@ class Subject:
         self.looked = True
         with preserved(self.model), torch.no_grad():
             set_mode(self.model, train=False)
-            self.unseen = observe.prove(self.model, self.sites, lambda: feed(self.model, batch, self.forward))
+            self.unseen = prove.prove(self.model, self.sites, lambda: feed(self.model, batch, self.forward))
         _, self.evaluation = self.run([batch])
         with preserved(self.model):
             set_mode(self.model, train=True)
@@ -126,7 +127,11 @@ class Subject:
         return self.run(batches, given=handed(chosen, statistics), see=see, tick=tick)[0]
 
     def measure(
-        self, batches: Iterable[Any], pool: Pool | None = None, see: Callable[[Call], None] | None = None, tick: Any = None
+        self,
+        batches: Iterable[Any],
+        pool: Pool | None = None,
+        see: Callable[[Call], None] | None = None,
+        tick: Any = None,
     ) -> Pool:
         """The moments of what is normalised, each norm with its batch's statistics as in training.
 
@@ -174,10 +179,8 @@ def handed(using: Collection[str], statistics: Statistics | None) -> Callable[[C
 
 def set_mode(model: nn.Module, train: bool) -> None:
     """The user's own ``train()`` or ``eval()``; an exported program has neither."""
-    try:
+    with suppress(NotImplementedError):
         model.train() if train else model.eval()
-    except NotImplementedError:
-        pass
 
 
 def counted_twice(subject: Subject, batch: Any) -> dict[str, tuple[int, int]]:

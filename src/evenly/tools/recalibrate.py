@@ -109,9 +109,7 @@ def measured(
 ) -> Pool:
     """What is normalised in each norm over the data, by all processes; where it fails on one, it does on all."""
     whole = Pool()
-    for pool in everyone(
-        lambda: _moved(population(subject, batches, limit, until, say), "cpu"), process_group
-    ):
+    for pool in everyone(lambda: _moved(population(subject, batches, limit, until, say), "cpu"), process_group):
         whole.update(pool)
     if say is not None and whole.skipped:
         say(f"left out batches that are not finite: {whole.skipped}")

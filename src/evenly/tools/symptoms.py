@@ -71,7 +71,7 @@ def seen_in_use(subject: Subject) -> Iterator[Finding]:
     if instance and subject.evaluation.instance:
         yield Finding(
             "instance-running", "warning", instance,
-            "these instance norms keep running statistics, which eval() uses; train() normalises each sample by itself.",
+            "these instance norms keep running statistics, which eval() uses; train() takes each sample by itself.",
             "evaluation is another network than the one that was trained (known from image translation).",
             "track_running_stats=False on these layers: evaluation is then as training.",
         )  # fmt: skip
@@ -186,7 +186,7 @@ def gap(found: Gap, single: list[Trial], distances: Mapping[str, float]) -> Iter
     else:
         yield Finding(
             "forms-disagree", "warning", layers, evidence,
-            "one form is wrong, or training saw other data (augmentation): without labels or a loss nothing says which.",
+            "one form is wrong, or training saw other data (augmentation): nothing tells without labels or loss.",
             "give labels with the batches, or loss=lambda output, batch: … (--loss).",
         )  # fmt: skip
 

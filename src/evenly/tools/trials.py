@@ -132,7 +132,7 @@ def _ghosts(bench: Bench) -> Iterator[Trial]:
             parts = bench.subject.outputs(parts_of(batch, size), using=None)
             outputs.append(torch.cat([tensor_of(part) for part in parts]))
         yield bench.scored(
-            Trial(f"batch statistics over ghosts of {size}", f"evenly.convert(model, norm='ghost:…'), {size} samples each"),
+            Trial(f"batch statistics over ghosts of {size}", f"evenly.convert(model, norm='ghost:…'), {size} each"),
             outputs,
         )  # fmt: skip
 
