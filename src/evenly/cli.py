@@ -90,6 +90,7 @@ def _examples(*lines: str) -> str:
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
         "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
+        "evenly demo                 a network spoiled in five ways, to try these on",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -311,6 +312,22 @@ def diagnose(
         if fix is not None:
             say("\n" + command.mended(diagnosis, fix, force=force), err=json_file == "-")
     return diagnosis.exit_status(strict=strict)
+
+
+@main.command(epilog=_examples("evenly demo", "evenly demo elsewhere"))
+@click.argument("folder", type=click.Path(), default="evenly-demo")
+def demo(folder: str) -> None:
+    """Write a network, spoiled in five ways, to try xray and diagnose on.
+
+    FOLDER gets spoiled.py (the network and its data), good.pt and five spoiled checkpoints.
+    """
+    from pathlib import Path
+
+    from evenly.tools import demo as spoil
+
+    with wrong_use():
+        lines = spoil.write(Path(folder))
+    say("try:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import torch
@@ -45,7 +46,7 @@ def _ways(batch: Any) -> Iterator[tuple[str, Callable[[nn.Module, Any], Any]]]:
         if len(rest) < len(batch):
             yield "model(**batch without labels)", lambda m, b: m(**{key: b[key] for key in rest})
         for key in (k for k in _INPUT_KEYS if k in batch):
-            yield f"model(batch[{key!r}])", lambda m, b, key=key: m(b[key])
+            yield f"model(batch[{key!r}])", partial(_with_key, key)
         return
     first = batch[0] if isinstance(batch, (tuple, list)) and batch else batch
     yield "model(batch[0])" if first is not batch else "model(batch)", feed
@@ -55,6 +56,10 @@ def _ways(batch: Any) -> Iterator[tuple[str, Callable[[nn.Module, Any], Any]]]:
         yield "model(*batch[:-1])", lambda m, b: m(*b[:-1])
     if isinstance(batch, (tuple, list)) and len(batch) > 1:
         yield "model(*batch)", lambda m, b: m(*b)
+
+
+def _with_key(key: str, model: nn.Module, batch: Any) -> Any:
+    return model(batch[key])
 
 
 def with_input(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:

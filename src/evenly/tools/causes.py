@@ -72,7 +72,7 @@ def inputs(
         as_good: whether the model evaluates batches so changed as well as in training form; statistics that
             were spoiled by other data fit that data, but do not evaluate well. None: nothing tells.
     """
-    if not now > 0.5:
+    if not now > 0.3:
         return
     tried = []
     for change in CHANGES + (_OF_COLOR if _of_color(batches[0]) else ()):
@@ -144,7 +144,11 @@ def constant_taken(site: Site, moments: Moments, name: str) -> Iterator[Finding]
     constant = apart.median()
     small = moments.var.to(var.device).median()
     scatter = (apart - constant).abs().median()
-    if len(var) < 4 or constant.abs() < 10 * scatter or constant.abs() < 0.2 * small or constant.abs() < 5e-6:
+    spread = moments.var.to(var.device)
+    spread = (spread - spread.median()).abs().median()
+    # Where variances are all alike (a new layer's are 1), every difference looks constant.
+    clear = bool(torch.isfinite(var).all()) and scatter < 0.2 * spread and constant.abs() > 10 * scatter
+    if len(var) < 4 or not clear or constant.abs() < 0.2 * small or constant.abs() < 5e-6:
         return
     verb = "added to" if constant > 0 else "taken from"
     yield Finding(
@@ -173,8 +177,8 @@ def by_itself(subject: Subject, batches: Sequence[Any], score: Score, pool: Pool
         "batches-of-one", "error", (),
         f"{score.name} is {score.shown(own):.1f} where each sample is normalised by itself, {score.shown(now):.1f} in "
         f"evaluation, and {score.shown(pooled):.1f} with exact statistics of all the data ({better.number} samples).",
-        "the model was trained on batches of one (or of samples that belong together), and is an instance norm network; no "
-        "running statistics do what its training did.",
+        "the model was trained on batches of one (or of samples that belong together), as an instance norm network; "
+        "no running statistics do what its training did.",
         "evaluate as trained (batches of one in training form, or instance norm), or train on with larger batches or "
         "group norm; recalibrating does not restore this.",
     )  # fmt: skip

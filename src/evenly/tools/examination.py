@@ -44,6 +44,7 @@ class Examination:
         self.subject, self.source, self._loss, self._say = subject, source, loss, say
         self.findings: list[Finding] = []
         self.said = ""
+        self._by_batch: dict[str, list[Moments]] = {}
         self._start = time.monotonic()
         name = type(subject.model).__name__
         state = {k: v.detach().cpu().clone() for k, v in subject.model.state_dict().items() if isinstance(v, Tensor)}
@@ -141,7 +142,7 @@ class Examination:
         self.add(symptoms.not_the_norms(gap, _chance(given)))
         self._causes(pool, seen, distances, parts)
         self.add(symptoms.stale(distances, self._named()))
-        self.add(symptoms.small_batches(by_batch, samples_of(parts.measure[0])))
+        self.add(symptoms.small_batches(self._by_batch, samples_of(given[0])))
         self.probe("dropout", self._dropout(parts.measure[:2]))
         self.probe("one training step", symptoms.double_update(subject, given[0]))
         for trial in trials.remedies(bench):
@@ -168,7 +169,13 @@ class Examination:
     def _gap(self, given: list[Any]) -> tuple[Gap, scores.Score]:
         """Training form against the model's own evaluation form, sample by sample."""
         start = time.monotonic()
-        reference = self.subject.outputs(given, using=None)
+        moments = self._by_batch
+
+        def keep(call: Call) -> None:
+            if call.x.numel():
+                moments.setdefault(call.site.name, []).append(call.moments())
+
+        reference = self.subject.outputs(given, using=None, see=keep)
         outputs = self.subject.outputs(given, tick=lambda n: self.tell(f"evaluation form, batch {n} of {len(given)}"))
         score = self._score = scores.choose(given, outputs, reference, self._loss)
         samples = sum(max(samples_of(b), 1) for b in given)

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 @contextmanager
 def inner_call(sight: Sight, site: Site, module: nn.Module) -> Iterator[None]:
     """The call of evenly's own forward out of a subclass's, with what that hands on."""
-    base = next(c for c in type(module).__mro__ if c.__module__.startswith("evenly.nn") and "forward" in vars(c))
+    base: Any = next(c for c in type(module).__mro__ if c.__module__.startswith("evenly.nn") and "forward" in vars(c))
     theirs = base.forward
 
     def forward(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
@@ -29,8 +29,8 @@ def inner_call(sight: Sight, site: Site, module: nn.Module) -> Iterator[None]:
         finally:
             sight.left_ours()
 
-    base.forward = forward  # type: ignore[method-assign]
+    base.forward = forward
     try:
         yield
     finally:
-        base.forward = theirs  # type: ignore[method-assign]
+        base.forward = theirs

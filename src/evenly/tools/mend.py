@@ -117,7 +117,7 @@ class Mender:
             return Mended(path, before, after, nothing, (), samples)
         after_values = self.score.values(outputs, self.confirm)
         better = self.score.better(self.before, after_values)
-        parts = ()
+        parts: tuple[Interval, ...] = ()
         if self.groups is not None and len(self.groups) == len(self.before.of):
             parts = tuple(self.score.better(self.before, after_values, keep=self.groups == g) for g in (0, 1))
         return Mended(path, self.score.shown(self.before), self.score.shown(after_values), better, parts, samples)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -61,7 +62,7 @@ def padded(subject: Subject, batch: Any, lengths: Any, axis: int, tolerance: flo
     (together,), padded_calls = _calls(subject, batch)
     worst, guilty = 0.0, set()
     for number, (part, size) in enumerate(zip(parts_of(batch, 1), sizes, strict=True)):
-        cut = mapped(part, lambda t, n=size: t.narrow(axis, 0, n) if t.ndim > 1 and t.shape[axis] == whole else t)
+        cut = mapped(part, partial(_cut, axis, whole, size))
         (alone,), alone_calls = _calls(subject, cut)
         ours, theirs = tensor_of(together)[number : number + 1], tensor_of(alone)
         if ours.shape != theirs.shape and ours.ndim == theirs.ndim:
@@ -77,6 +78,10 @@ def padded(subject: Subject, batch: Any, lengths: Any, axis: int, tolerance: flo
     if bad:
         said += "; give norms mask= (evenly.functional.lengths_to_mask), and zero padded places before convolutions"
     return Verdict("padded", not bad, said, worst, layers)
+
+
+def _cut(axis: int, whole: int, size: int, t: Tensor) -> Tensor:
+    return t.narrow(axis, 0, size) if t.ndim > 1 and t.shape[axis] == whole else t
 
 
 def _calls(subject: Subject, batch: Any) -> tuple[list[Any], dict[str, Tensor]]:

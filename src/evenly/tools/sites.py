@@ -144,7 +144,7 @@ def _held(module: nn.Module) -> tuple[Tensor, Tensor, Tensor | None] | None:
     if not {"running_mean", "running_var"} <= set(module._buffers.keys()):
         return None
     mean, var = module.running_mean, module.running_var
-    if mean is None or var is None or is_lazy(mean) or mean.ndim != 1:
+    if not isinstance(mean, Tensor) or not isinstance(var, Tensor) or is_lazy(mean) or mean.ndim != 1:
         return None
     counter = getattr(module, "num_batches_tracked", None)
     return mean, var, counter if isinstance(counter, Tensor) else None

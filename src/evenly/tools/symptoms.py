@@ -129,7 +129,8 @@ def dropout(noisy: Pool, clean: Pool) -> Iterator[Finding]:
 def small_batches(by_batch: Mapping[str, list[Moments]], samples: int) -> Iterator[Finding]:
     """Means that scatter from batch to batch, measured as the size of batch that would explain it."""
     sizes = {name: size for name, batches in by_batch.items() if (size := _effective(batches)) is not None}
-    bad = {name: size for name, size in sizes.items() if size < 8}
+    # Independent samples are worth at least as many as they are.
+    bad = {name: size for name, size in sizes.items() if size < (8 if samples <= 32 else samples / 4)}
     if not bad:
         return
     worst = min(bad, key=bad.__getitem__)
