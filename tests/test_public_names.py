@@ -19,7 +19,7 @@ NAMES = {
     "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     "functional", "convert", "revert", "show_versions", "use_backend",
     "recalibrate", "pool_statistics", "freeze", "unfreeze", "adapt",
-    "xray", "diagnose", "Diagnosis", "watch",
+    "xray", "diagnose", "Diagnosis", "watch", "check_model",
 }  # fmt: skip
 FUNCTIONS = {"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "lengths_to_mask"}
 

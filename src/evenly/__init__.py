@@ -33,8 +33,9 @@ _HOME = {
     "adapt": "tools.adapt",
     "xray": "tools.xray",
     "watch": "tools.watch",
+    "check_model": "tools.contract",
     "diagnose": "tools.diagnose",
-    "Diagnosis": "tools.finding",
+    "Diagnosis": "tools.diagnosis",
 }
 _MODULES = {"functional", "keras"}
 

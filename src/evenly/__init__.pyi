@@ -15,10 +15,11 @@ from evenly.nn.modules import RMSNorm as RMSNorm
 from evenly.nn.renorm import Renorm as Renorm
 from evenly.nn.timm import timm_norm_act as timm_norm_act
 from evenly.tools.adapt import adapt as adapt
+from evenly.tools.contract import check_model as check_model
 from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
 from evenly.tools.diagnose import diagnose as diagnose
-from evenly.tools.finding import Diagnosis as Diagnosis
+from evenly.tools.diagnosis import Diagnosis as Diagnosis
 from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
 from evenly.tools.pool_statistics import pool_statistics as pool_statistics

@@ -90,6 +90,7 @@ def _examples(*lines: str) -> str:
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
         "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
+        "evenly demo                 a network spoiled in five ways, to try these on",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -194,9 +195,18 @@ def lab(
 @click.option("--json", "json_file", type=click.Path(), help="Write the results.")
 @click.option("--picture", type=click.Path(), help="Draw them: FILE.svg or FILE.png.")
 def bench(
-    shapes: str, peers: str, batch: int | None, dtype: str, layout: Literal["first", "last"], residual: bool,
-    only_cold: bool, rounds: int | None, quick: bool, json_file: str | None, picture: str | None,
-) -> None:  # fmt: skip
+    shapes: str,
+    peers: str,
+    batch: int | None,
+    dtype: str,
+    layout: Literal["first", "last"],
+    residual: bool,
+    only_cold: bool,
+    rounds: int | None,
+    quick: bool,
+    json_file: str | None,
+    picture: str | None,
+) -> None:
     """Time norms beside their peers, in copies of the tensor.
 
     Every result is compared with float64 first; a wrong one gets no time.
@@ -219,10 +229,11 @@ def bench(
     )
 )
 @click.argument("file", type=click.Path())
+@click.option("--inside", metavar="SET", help="Look at this set of the file alone.")
 @click.option("--html", type=click.Path(), help="Write a page.")
-@click.option("--json", "json_file", type=click.Path(), help="Write the findings.")
-@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
-def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> int:
+@click.option("--json", "json_file", type=click.Path(), help="Write the findings; - is standard output.")
+@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, and where no norm was looked at.")
+def xray(file: str, inside: str | None, html: str | None, json_file: str | None, strict: bool) -> int:
     """Examine the batch norms of a checkpoint.
 
     No code of yours is run, and no data is needed. Reads safetensors and files of torch.save:
@@ -233,9 +244,10 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
     from evenly.tools.xray import xray as look
 
     with wrong_use():
-        files.check_outputs({"--html": html, "--json": json_file}, [file])
-        diagnosis = look(file)
-    say(diagnosis.table())
+        files.check_outputs(command.outputs(html, json_file), [file])
+        diagnosis = look(file, inside=inside)
+    if json_file != "-":
+        say(diagnosis.table())
     with wrong_use():
         command.write(diagnosis, html, json_file)
     return diagnosis.exit_status(strict=strict)
@@ -251,15 +263,22 @@ def xray(file: str, html: str | None, json_file: str | None, strict: bool) -> in
 @click.argument("model", metavar="MODULE:MODEL")
 @click.option("--data", required=True, metavar="MODULE:BATCHES", help="Batches, or a function that returns them.")
 @click.option("--weights", type=click.Path(), help="Load this file first; tensors only.")
-@click.option("--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: accuracy.")
-@click.option("--limit", type=click.IntRange(1), default=16, show_default=True, help="Use at most so many batches.")
-@click.option("--fix", type=click.Path(), metavar="OUT", help="Write the file, mended by the best trial.")
+@click.option("--inside", metavar="SET", help="Of several sets in the file that fit, load this one.")
+@click.option("--forward", metavar="MODULE:FUNCTION", help="forward(model, batch), where the usual calls do not fit.")
+@click.option(
+    "--loss", metavar="MODULE:LOSS", help="loss(output, batch), less is better; default: what the labels say."
+)
+@click.option(
+    "--limit", type=click.IntRange(1), help="Use at most so many batches; default: until an interval decides."
+)
+@click.option("--fix", type=click.Path(), metavar="OUT", help="Write the file mended, if it proves better.")
+@click.option("--force", is_flag=True, help="Let --fix write also where the file does not prove better.")
 @click.option("--html", type=click.Path(), help="Write a page.")
-@click.option("--json", "json_file", type=click.Path(), help="Write findings and trials.")
-@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, not only after an error.")
+@click.option("--json", "json_file", type=click.Path(), help="Write findings and trials; - is standard output.")
+@click.option("--strict", is_flag=True, help="Exit status 1 after a warning, and where no norm was looked at.")
 def diagnose(
-    model: str, data: str, weights: str | None, loss: str | None, limit: int, fix: str | None, html: str | None,
-    json_file: str | None, strict: bool,
+    model: str, data: str, weights: str | None, inside: str | None, forward: str | None, loss: str | None,
+    limit: int | None, fix: str | None, force: bool, html: str | None, json_file: str | None, strict: bool,
 ) -> int:  # fmt: skip
     """Say why eval() is worse than train(), and mend it.
 
@@ -268,28 +287,47 @@ def diagnose(
     """
     import shlex
 
-    from evenly.tools import checkpoint, command, files
+    from evenly.tools import checkpoint, command, files, fit
     from evenly.tools.diagnose import diagnose as examine
 
     with wrong_use():
-        outputs = {"--fix": fix, "--html": html, "--json": json_file}
+        outputs = {"--fix": fix, **command.outputs(html, json_file)}
         files.check_outputs(outputs, [weights])
         subject, batches = command.model_at(model), command.batches_at(data)
-        judge = None if loss is None else command.named(loss)
-        file = None if weights is None else checkpoint.read(weights)
-        keys = {} if file is None else command.load(subject, file)
-        files.check_outputs(outputs, command.code())
-    diagnosis = examine(subject, batches, loss=judge, limit=limit, say=lambda line: say(line, err=True))
-    diagnosis.source, diagnosis.checkpoint, diagnosis.keys = weights or model, file, keys
-    diagnosis.command = f"evenly {shlex.join(sys.argv[1:])}"
-    say(diagnosis.table())
+        judge, call = (None if place is None else command.named(place) for place in (loss, forward))
+        loaded = None if weights is None else fit.load(subject, checkpoint.read(weights), inside)
+        files.check_outputs(outputs, command.code_of(model, data, loss, forward))
+    with wrong_use():
+        diagnosis = examine(
+            subject, batches, forward=call, loss=judge, limit=limit, say=lambda line: say(line, err=True)
+        )
+    diagnosis.source, diagnosis.command = weights or model, f"evenly {shlex.join(sys.argv[1:])}"
+    if loaded is not None:
+        diagnosis.checkpoint, diagnosis.keys = loaded.file, loaded.keys
+        diagnosis.examined += [loaded.said] if loaded.said else []
+    if json_file != "-":
+        say(diagnosis.table())
     with wrong_use():
         command.write(diagnosis, html, json_file)
-        if fix is not None and diagnosis.best is None:
-            say(f"\n{fix} is not written: nothing is lost that a file could restore.")
-        elif fix is not None:
-            say(f"\nwrote {fix}: {diagnosis.fix(fix).name}")
+        if fix is not None:
+            say("\n" + command.mended(diagnosis, fix, force=force), err=json_file == "-")
     return diagnosis.exit_status(strict=strict)
+
+
+@main.command(epilog=_examples("evenly demo", "evenly demo elsewhere"))
+@click.argument("folder", type=click.Path(), default="evenly-demo")
+def demo(folder: str) -> None:
+    """Write a network, spoiled in five ways, to try xray and diagnose on.
+
+    FOLDER gets spoiled.py (the network and its data), good.pt and five spoiled checkpoints.
+    """
+    from pathlib import Path
+
+    from evenly.tools import demo as spoil
+
+    with wrong_use():
+        lines = spoil.write(Path(folder))
+    say("try:\n" + "\n".join(f"  {line}" for line in lines))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,9 @@ from torch.utils.checkpoint import checkpoint
 
 import evenly
 from evenly.tools import checkpoint as files
-from evenly.tools import command
+from evenly.tools import fit
 from evenly.tools.diagnose import diagnose
-from evenly.tools.walk import batch_norms
+from evenly.tools.sites import sites
 from evenly.tools.xray import xray
 
 
@@ -108,6 +108,7 @@ def test_without_labels_the_score_is_agreement_with_training_form():
 
     assert diagnosis.gap.score == "disagreement with training form"
     assert diagnosis.gap.training == 0
+    assert diagnosis.findings[0].level == "warning"
     assert diagnosis.findings[0].layers == ("layer1.1.bn2",)
 
 
@@ -304,23 +305,6 @@ def test_processes_that_differ():
         assert "unsynchronised" not in after
 
 
-def test_dropping_a_bias_changes_nothing():
-    """The bias before a norm moves into the running mean: the trial restores nothing and loses nothing."""
-    model = nets.train(nn.Sequential(nn.Flatten(), nn.Linear(64, 32), nn.BatchNorm1d(32), nn.ReLU(), nn.Linear(32, 10)))
-
-    diagnosis = diagnose(model, nets.batches(4))
-
-    trial = next(t for t in diagnosis.trials if t.name.startswith("drop the bias"))
-    assert "before 1 norm (32 numbers)" in trial.name
-    assert trial.restored == 0
-    assert set(trial.changes) == {"1.bias", "2.running_mean"}
-    assert not trial.changes["1.bias"].any()
-    x, expected = nets.digits()[0][:64], model(nets.digits()[0][:64])
-    model.load_state_dict({**model.state_dict(), **trial.changes})
-    torch.testing.assert_close(model(x), expected)
-    assert "redundant-bias" in _rules(diagnosis)
-
-
 @pytest.mark.parametrize("form", ["safetensors", "torch"])
 @pytest.mark.parametrize("prefix", ["", "module."])
 def test_fix_writes_the_file_mended(tmp_path, form, prefix):
@@ -332,9 +316,9 @@ def test_fix_writes_the_file_mended(tmp_path, form, prefix):
     before = path.read_bytes()
     model = nets.ResNet()
     file = files.read(path)
-    keys = command.load(model, file)
+    loaded = fit.load(model, file)
     diagnosis = diagnose(model, nets.batches(8))
-    diagnosis.checkpoint, diagnosis.keys = file, keys
+    diagnosis.checkpoint, diagnosis.keys = loaded.file, loaded.keys
 
     trial = diagnosis.fix(out := tmp_path / ("out" + path.suffix))
 
@@ -344,7 +328,7 @@ def test_fix_writes_the_file_mended(tmp_path, form, prefix):
     assert changed == {prefix + key for key in trial.changes}
     assert path.read_bytes() == before
     mended = nets.ResNet()
-    command.load(mended, files.read(out))
+    fit.load(mended, files.read(out))
     assert diagnose(mended, nets.batches(8)).gap.unlike is False
     with pytest.raises(ValueError, match="another name"):
         diagnosis.fix(path)
@@ -375,7 +359,7 @@ def test_findings_are_told_as_they_come():
     diagnose(model, nets.batches(4), say=lines.append)
 
     assert "never-updated" in lines[0]
-    assert any("training form, batch 1 of 2" in line for line in lines[1:])
+    assert any("measured, batch 1 of " in line for line in lines[1:])
 
 
 def test_wrong_batches_are_refused():
@@ -412,10 +396,10 @@ def test_load_names_what_is_missing(tmp_path):
     """A file of another model is refused by the first tensor that it lacks, or whose shape differs."""
     torch.save(nets.trained("dense").state_dict(), path := tmp_path / "m.pt")
     with pytest.raises(ValueError, match=r"no 'conv1.weight'"):
-        command.load(nets.ResNet(), files.read(path))
+        fit.load(nets.ResNet(), files.read(path))
     torch.save(nets.ResNet(width=4).state_dict(), path)
     with pytest.raises(ValueError, match=r"conv1.weight has shape \(4, 1, 3, 3\), not \(8, 1, 3, 3\)"):
-        command.load(nets.ResNet(), files.read(path))
+        fit.load(nets.ResNet(), files.read(path))
 
 
 def test_old_files_without_counters_load():
@@ -424,4 +408,4 @@ def test_old_files_without_counters_load():
     state = {k: v for k, v in model.state_dict().items() if "tracked" not in k}
 
     assert xray(state).findings == []
-    assert sum(1 for _ in batch_norms(model)) == 2
+    assert len(sites(model)) == 2

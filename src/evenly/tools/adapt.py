@@ -8,6 +8,7 @@ from typing import Any, TypeVar
 from torch import nn
 
 from evenly.tools.batches import Forward
+from evenly.tools.probe import Subject
 from evenly.tools.recalibrate import measured, set_statistics
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -56,7 +57,8 @@ def adapt(
     """
     if not 0 <= blend <= 1:
         raise ValueError(f"blend is the share of the new statistics, 0 to 1, got {blend}.")
-    for move in set_statistics(model, measured(model, batches, forward, limit, process_group, say), blend=blend):
+    subject = Subject(model, forward)
+    for move in set_statistics(subject.sites, measured(subject, batches, limit, process_group, say), blend=blend):
         if say is not None:
             say(str(move))
     return model

@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -25,13 +26,6 @@ def feed(model: nn.Module, batch: Any, forward: Forward | None = None) -> Any:
     if isinstance(batch, (tuple, list)) and batch:
         batch = batch[0]
     return model(**batch) if isinstance(batch, Mapping) else model(batch)
-
-
-def label_of(batch: Any) -> Tensor | None:
-    """The second item of a tuple or list, if it is a tensor."""
-    if isinstance(batch, (tuple, list)) and len(batch) > 1 and isinstance(batch[1], Tensor):
-        return batch[1]
-    return None
 
 
 def take(batches: Iterable[Any], limit: int | None) -> Iterator[Any]:
@@ -58,17 +52,19 @@ def device_of(model: nn.Module) -> torch.device | None:
 
 
 def to_device(batch: Any, device: torch.device | None) -> Any:
-    """The batch with every tensor in it on ``device``; containers keep their kind."""
+    """The batch with every tensor in it on ``device``; sequences keep their kind, arrays become tensors."""
     if device is None:
-        return batch
+        return mapped(batch, lambda t: t)
     return mapped(batch, lambda t: t if t.device == device else t.to(device))
 
 
 def mapped(batch: Any, change: Callable[[Tensor], Tensor]) -> Any:
-    """The batch with ``change`` applied to every tensor in its tuples, lists and mappings."""
+    """The batch with ``change`` applied to every tensor (and numpy array) in its tuples, lists and mappings."""
     if isinstance(batch, Tensor):
         return change(batch)
-    if isinstance(batch, dict):
+    if isinstance(batch, np.ndarray) and batch.dtype.kind in "fiub":
+        return change(torch.as_tensor(batch))
+    if isinstance(batch, Mapping):
         return {key: mapped(value, change) for key, value in batch.items()}
     if isinstance(batch, tuple) and hasattr(batch, "_fields"):
         return type(batch)(*(mapped(item, change) for item in batch))

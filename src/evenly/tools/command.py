@@ -5,15 +5,14 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from evenly.tools.checkpoint import Checkpoint
-from evenly.tools.finding import Diagnosis
+from evenly.tools.diagnosis import Diagnosis
 
 _NOT_USERS = (str(Path(__file__).parents[1]), "<frozen", os.path.dirname(os.__file__) + os.sep + "importlib")
 
@@ -79,36 +78,26 @@ def batches_at(place: str) -> Iterable[Any]:
     return found
 
 
-def load(model: nn.Module, file: Checkpoint) -> Mapping[str, str]:
-    """Load a file into a model, whatever the file puts before each key.
-
-    Returns:
-        The file's key for each of the model's.
-
-    Raises:
-        ValueError: the file lacks a tensor of the model, or has it in another shape.
-    """
-    state = model.state_dict()
-    wanted = [key for key in state if not key.endswith("num_batches_tracked")]
-    prefixes = {key.removesuffix(wanted[0]) for key in file.tensors if key.endswith(wanted[0])} if wanted else {""}
-    for prefix in sorted(prefixes, key=len):
-        if all(prefix + key in file.tensors for key in wanted):
-            break
-    else:
-        missing = next((key for key in wanted if key not in file.tensors), wanted[0])
-        raise ValueError(f"{file.path.name} does not fit the model: it has no {missing!r}, nor with a prefix.")
-    keys = {key: prefix + key for key in state if prefix + key in file.tensors}
-    for key, theirs in keys.items():
-        if file.tensors[theirs].shape != state[key].shape:
-            shapes = tuple(file.tensors[theirs].shape), tuple(state[key].shape)
-            raise ValueError(f"{file.path.name} does not fit the model: {key} has shape {shapes[0]}, not {shapes[1]}.")
-    model.load_state_dict({key: file.tensors[theirs] for key, theirs in keys.items()}, strict=False)
-    return keys
-
-
 def write(diagnosis: Diagnosis, html: str | None, json: str | None) -> None:
-    """The page and the JSON file, where they are asked for."""
-    if json is not None:
+    """The page and the JSON file, where they are asked for; ``-`` is standard output."""
+    if json == "-":
+        sys.stdout.write(diagnosis.to_json())
+    elif json is not None:
         diagnosis.to_json(json)
     if html is not None:
         diagnosis.to_html(html)
+
+
+def outputs(html: str | None, json: str | None) -> dict[str, str | None]:
+    """The files that a command writes, by option."""
+    return {"--html": html, "--json": None if json == "-" else json}
+
+
+def mended(diagnosis: Diagnosis, path: str, *, force: bool) -> str:
+    """What became of ``--fix``, in words; nothing to mend is no error."""
+    if diagnosis.chosen is None:
+        return f"{path} is not written: nothing is lost that a file could restore."
+    if diagnosis.refused and not force:
+        return f"{path} is not written: {diagnosis.refused} (--force writes it all the same)"
+    trial = diagnosis.fix(path, force=force)
+    return f"{trial.name}: {diagnosis.mended}"

@@ -1,20 +1,16 @@
-"""What a diagnosis states: findings, trials, and both together."""
+"""What a diagnosis states: findings and trials, the gap between both forms, and what is drawn."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
-from pathlib import Path
+from dataclasses import dataclass, field, replace
 from textwrap import fill
-from typing import Any
 
 import torch
 from torch import Tensor
 
-from evenly.tools import files
-from evenly.tools.checkpoint import Checkpoint
+from evenly.tools.labels import Values
 from evenly.tools.names import line, visible
 
 LEVELS = ("note", "warning", "error")
@@ -42,30 +38,50 @@ class Finding:
     remedy: str
 
     def __str__(self) -> str:
+        return self.text(100)
+
+    def text(self, width: int) -> str:
+        """The finding in lines of at most ``width`` characters."""
         lines = [f"{self.level:<{_COLUMN}}{self.rule}" + (f": {listed(self.layers)}" if self.layers else "")]
         texts = {"evidence": self.evidence, "so": self.consequence, "remedy": self.remedy}
-        return "\n".join(lines + [_wrapped(f"  {label:<{_COLUMN - 2}}", text) for label, text in texts.items()])
+        for label, text in texts.items():
+            lines.append(
+                fill(line(text), width, initial_indent=f"  {label:<{_COLUMN - 2}}", subsequent_indent=" " * _COLUMN)
+            )
+        return "\n".join(lines)
 
 
 @dataclass(frozen=True)
 class Trial:
-    """One remedy tried on a copy, with what it restores.
+    """One remedy tried, with what it restores.
 
     Args:
         name: what was done.
-        score: on held-out batches.
-        restored: how much of the gap came back, in the score's unit.
-        layers: the layers it changes; empty for all, or none.
-        changes: what it writes, by key of the state_dict; empty where nothing is to be written.
         command: how to do it in code.
+        score: on batches that it was not measured on.
+        restored: how much better than the model's own evaluation that is, in the score's unit.
+        layers: the layers it changes; empty for all, or none.
+        blend: the measured statistics' share.
+        gentle: how much it changes, 0 to 1: the share of layers times the blend.
+        recipe: how a file is mended so (``"recalibrate"``); empty where no file can hold it.
+        changes: what was written, by key of the state_dict, once it was.
+        values: what each sample scored.
     """
 
     name: str
-    score: float
-    restored: float
     command: str
+    score: float = math.nan
+    restored: float = 0.0
     layers: tuple[str, ...] = ()
+    blend: float = 1.0
+    gentle: float = 1.0
+    recipe: str = ""
     changes: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
+    values: Values = field(default=Values(torch.zeros(0), torch.zeros(0)), repr=False, compare=False)
+
+    def with_score(self, score: float, restored: float, values: Values) -> Trial:
+        """The same with what it scored."""
+        return replace(self, score=score, restored=restored, values=values)
 
 
 @dataclass(frozen=True)
@@ -79,6 +95,10 @@ class Gap:
         evaluation: with the running statistics.
         lost: how much evaluation is worse.
         unlike: whether more is lost than chance explains.
+        samples: it was seen on.
+        seconds: it took to see.
+        said: how outputs were scored, in words.
+        judges: whether the score says which form is better.
     """
 
     score: str
@@ -87,6 +107,10 @@ class Gap:
     evaluation: float
     lost: float
     unlike: bool
+    samples: int = 0
+    seconds: float = 0.0
+    said: str = ""
+    judges: bool = True
 
 
 @dataclass(frozen=True)
@@ -120,147 +144,12 @@ class Channel:
     running_std: float
 
 
-@dataclass
-class Diagnosis:
-    """What was found, what was tried, and the file mended by the best of it.
-
-    Args:
-        source: the file or model.
-        command: how to repeat it.
-        findings: the worst first.
-        trials: the best first.
-        gap: training form against evaluation form; None from a file alone.
-        layers: in the order of calls.
-        channels: distributions of the culprit's channels.
-        checkpoint: the file that `fix` mends.
-        state: what `fix` writes where there is no file.
-        keys: the file's key for each key of the model's.
-    """
-
-    source: str
-    command: str
-    findings: list[Finding] = field(default_factory=list)
-    trials: list[Trial] = field(default_factory=list)
-    gap: Gap | None = None
-    layers: list[LayerView] = field(default_factory=list)
-    channels: list[Channel] = field(default_factory=list)
-    checkpoint: Checkpoint | None = field(default=None, repr=False)
-    state: Mapping[str, Tensor] = field(default_factory=dict, repr=False)
-    keys: Mapping[str, str] = field(default_factory=dict, repr=False)
-
-    @property
-    def worst(self) -> str | None:
-        """The highest level found, or None."""
-        return max((f.level for f in self.findings), key=LEVELS.index, default=None)
-
-    @property
-    def best(self) -> Trial | None:
-        """The best trial that a file can hold, if anything is lost and it restores some of that."""
-        if self.gap is None or not self.gap.unlike:
-            return None
-        return next((t for t in self.trials if t.changes and t.restored > 0), None)
-
-    def exit_status(self, *, strict: bool = False) -> int:
-        """For scripts: 1 after an error (``strict``: after a warning), else 0."""
-        return int(self.worst == "error" or (strict and self.worst == "warning"))
-
-    def table(self) -> str:
-        """Everything as plain text."""
-        counts = {level: sum(f.level == level for f in self.findings) for level in reversed(LEVELS)}
-        said = ", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
-        blocks = [f"{visible(self.source)}: {said or 'nothing found'}", *map(str, self.findings)]
-        if self.gap is not None:
-            blocks.append(_gap_text(self.gap))
-        if self.trials:
-            blocks.append(_trial_text(self.trials))
-        return "\n\n".join(blocks)
-
-    def to_dict(self) -> dict[str, Any]:
-        """Findings, trials and gap as plain values; what is not finite is None."""
-        trials = [
-            {k: v for k, v in vars(t).items() if k != "changes"} | {"writable": bool(t.changes)} for t in self.trials
-        ]
-        values = {
-            "source": self.source, "command": self.command, "worst": self.worst,
-            "findings": [asdict(f) for f in self.findings], "trials": trials,
-            "gap": None if self.gap is None else asdict(self.gap), "layers": [asdict(v) for v in self.layers],
-        }  # fmt: skip
-        finite: dict[str, Any] = _finite(values)
-        return finite
-
-    def to_json(self, path: str | Path) -> None:
-        """Write `to_dict` as JSON."""
-        files.write(path, json.dumps(self.to_dict(), indent=2, allow_nan=False) + "\n", inputs=self._read())
-
-    def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page: before, after, culprit, its distributions, the command."""
-        from evenly.tools.report import card
-
-        files.write(path, card(self), inputs=self._read())
-
-    def _read(self) -> list[Path]:
-        return [] if self.checkpoint is None else [self.checkpoint.path, *self.checkpoint.parts]
-
-    def fix(self, path: str | Path) -> Trial:
-        """Write a checkpoint with the best trial's changes: the same format and keys, a new file.
-
-        Args:
-            path: the new file. Without an input file, the model's state_dict is written.
-
-        Returns:
-            The trial that was written.
-
-        Raises:
-            ValueError: no trial restores anything, or ``path`` is the input file.
-        """
-        if self.best is None:
-            raise ValueError("no trial that a file can hold restores anything, so there is nothing to write.")
-        changes = {self.keys.get(key, key): value for key, value in self.best.changes.items()}
-        if self.checkpoint is not None:
-            self.checkpoint.write(path, changes)
-        elif str(path).endswith(".safetensors"):
-            raise ValueError("without an input file a state_dict is written by torch.save; name the file *.pt.")
-        else:
-            with files.replacing(path) as file:
-                torch.save({**self.state, **changes}, file)
-        return self.best
-
-
 def ranked(findings: Iterable[Finding]) -> list[Finding]:
     """The worst first, otherwise in the order found."""
     return sorted(findings, key=lambda f: -LEVELS.index(f.level))
-
-
-def _finite(value: Any) -> Any:
-    """The same with None for NaN and infinity, which JSON has no word for."""
-    if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def listed(layers: Sequence[str], most: int = 4) -> str:
     """The first names, and how many more."""
     shown = ", ".join(visible(name) or "(model)" for name in layers[:most])
     return shown + (f" and {len(layers) - most} more" if len(layers) > most else "")
-
-
-def _wrapped(label: str, text: str) -> str:
-    return fill(line(text), 100, initial_indent=label, subsequent_indent=" " * _COLUMN)
-
-
-def _gap_text(gap: Gap) -> str:
-    verdict = f"{gap.lost:.1f} {gap.unit} lost" if gap.unlike else "no more apart than chance explains"
-    return (
-        f"{gap.score}, batch statistics:   {gap.training:8.2f}\n"
-        f"{gap.score}, running statistics: {gap.evaluation:8.2f}   {verdict}"
-    )
-
-
-def _trial_text(trials: Sequence[Trial]) -> str:
-    names = [visible(t.name) for t in trials]
-    width = max(map(len, names))
-    rows = [f"{'trial':<{width}}  {'score':>8}  {'restored':>8}"]
-    rows += [f"{n:<{width}}  {t.score:8.2f}  {t.restored:8.2f}" for n, t in zip(names, trials, strict=True)]
-    return "\n".join(rows)

@@ -1,51 +1,56 @@
-"""What the inputs of batch norms look like over data: moments by layer, pooled by count.
-
-One mechanism serves every tool. Before a norm is called a hook measures its input; a norm that
-shall use the statistics of its batch gets them written into its running statistics and runs in
-evaluation form. So nothing depends on a norm's class, no counter moves, a batch of one value per
-channel raises no error, and the caller puts the buffers back with `evenly.tools.walk.restored`.
-"""
+"""What reaches a norm, in numbers: moments of a call, pooled by count over data, and how far statistics are."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from evenly.core.moments import Moments
-from evenly.nn.batch import moments
-from evenly.tools import walk
-from evenly.tools.batches import Forward, feed, take
-
-Observe = Callable[[str, nn.Module, Tensor, Moments], None]
+from evenly.tools.sites import Site
 
 
 @dataclass
 class Pool:
-    """Moments by layer, merged over calls; layers in the order in which they were first called.
+    """Moments by site, merged over calls, in the order in which sites were first called.
 
     Args:
-        moments: by layer, float64, each field of shape ``(channels,)``.
-        calls: how many calls entered, by layer.
-        skipped: how many were left out because a statistic was not finite, by layer.
+        moments: by site, float64, each field of shape ``(channels,)``.
+        calls: how many calls entered, by site.
+        skipped: how many were left out because a statistic was not finite, by site.
+        samples: how many samples were run.
     """
 
     moments: dict[str, Moments] = field(default_factory=dict)
     calls: dict[str, int] = field(default_factory=dict)
     skipped: dict[str, int] = field(default_factory=dict)
+    samples: int = 0
 
     def add(self, name: str, moments: Moments) -> None:
         """Merge one call's moments, unless they hold a NaN or infinity."""
         if not bool(torch.isfinite(moments.mean).all() & torch.isfinite(moments.m2).all()):
             self.skipped[name] = self.skipped.get(name, 0) + 1
             return
+        self._merge(name, moments, 1)
+
+    def _merge(self, name: str, moments: Moments, calls: int) -> None:
         before = self.moments.get(name)
         self.moments[name] = moments if before is None else before.merge(moments)
-        self.calls[name] = self.calls.get(name, 0) + 1
+        self.calls[name] = self.calls.get(name, 0) + calls
+
+    def update(self, other: Pool) -> None:
+        """Merge another pool into this one; either may lack a site."""
+        for name, moments in other.moments.items():
+            self._merge(name, moments, other.calls[name])
+        for name, number in other.skipped.items():
+            self.skipped[name] = self.skipped.get(name, 0) + number
+        self.samples += other.samples
+
+    @property
+    def lost(self) -> list[str]:
+        """Sites whose every call was left out."""
+        return [name for name in self.skipped if name not in self.moments]
 
 
 def moments_of(x: Tensor, channel: int = 1, mask: Tensor | None = None) -> Moments:
@@ -54,130 +59,50 @@ def moments_of(x: Tensor, channel: int = 1, mask: Tensor | None = None) -> Momen
     Args:
         x: shape ``(N, C, *)`` (channels on axis ``channel``).
         channel: the channel axis.
-        mask: which positions count, or how much, as the layers take it.
+        mask: which positions count, or how much, as evenly's layers take it: of ``x``'s rank, without the
+            channel axis, or ``(N,)``.
     """
-    m = moments(x, channel, mask)
-    return Moments(*(field.double().reshape(-1) for field in (m.count, m.mean, m.m2)))
-
-
-@contextmanager
-def batch_statistics(
-    norms: Mapping[str, nn.Module], observe: Observe | None = None, using: Collection[str] | None = None
-) -> Iterator[None]:
-    """While it lasts, norms normalise by the statistics of their batch, and ``observe`` sees them.
-
-    Args:
-        norms: batch norms with running statistics, by name; they run in evaluation form, and
-            their running statistics are overwritten.
-        observe: called as ``observe(name, norm, x, moments)`` before each call of a norm.
-        using: the norms that use their batch's statistics; the others keep their running ones.
-            None: all.
-    """
-    with ExitStack() as hooks:
-        for name, norm in norms.items():
-            norm.training = False
-            use = using is None or name in using
-            hook = _hook(name, observe, use)
-            hooks.callback(norm.register_forward_pre_hook(hook, with_kwargs=True).remove)
-        yield
-
-
-def _hook(name: str, observe: Observe | None, use: bool) -> Callable[..., None]:
-    last: list[Moments] = []
-
-    def hook(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        norm.training = False
-        if not use and observe is None:
-            return
-        x, mask = call_of(norm, args, kwargs)
-        if not x.numel():
-            return
-        moments = moments_of(x, getattr(norm, "channel", 1), mask)
-        if observe is not None:
-            observe(name, norm, x, moments)
-        if use:
-            # One value has no variance: the last batch that had one speaks for it.
-            if bool((moments.count > 1).any()):
-                last[:] = [moments]
-            elif last:
-                moments = last[0]
-            write(norm, moments.mean, moments.var)
-
-    return hook
-
-
-def call_of(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Tensor, Tensor | None]:
-    """Input and mask of a norm's call; only evenly's layers take a mask."""
-    x = args[0] if args else next(iter(kwargs.values()))
-    mask = kwargs.get("mask", args[2] if len(args) > 2 else None)
-    return x, mask if type(norm).__module__.startswith("evenly.") else None
-
-
-def running(norm: nn.Module) -> tuple[Tensor, Tensor]:
-    """A norm's running mean and variance in float64, shapes ``(channels,)``."""
-    mean, var = norm._buffers["running_mean"], norm._buffers["running_var"]
-    assert mean is not None
-    assert var is not None
-    return mean.double(), var.double()
-
-
-def write(norm: nn.Module, mean: Tensor, var: Tensor) -> None:
-    """Set a norm's running statistics; shapes ``(channels,)``."""
     with torch.no_grad():
-        for name, value in (("running_mean", mean), ("running_var", var)):
-            buffer = norm._buffers[name]
-            assert buffer is not None
-            buffer.copy_(value)
+        x, channel = x.detach(), channel % x.ndim
+        axes = [axis for axis in range(x.ndim) if axis != channel]
+        if mask is not None:
+            return _weighted(x.double(), axes, _weights(mask.detach(), x, channel))
+        channels = x.shape[channel]
+        count = torch.full((channels,), x.numel() / max(channels, 1), dtype=torch.double, device=x.device)
+        if not x.numel():
+            return Moments(count, torch.zeros_like(count), torch.zeros_like(count))
+        x = x if x.dtype in (torch.float32, torch.float64) else x.float()
+        # torch sums up float32 in float64 here, by Welford's update: far means cost no digits.
+        var, mean = torch.var_mean(x, axes, correction=0) if axes else (torch.zeros_like(x), x)
+        return Moments(count, mean.double(), var.double() * count)
 
 
-def population(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    forward: Forward | None = None,
-    limit: int | None = None,
-    say: Callable[[str], None] | None = None,
-) -> Pool:
-    """The moments of every batch norm's input over the data, the model left as it was.
-
-    Norms use their batch's statistics, as in training; dropout is off. A layer that is called
-    several times pools all calls.
-
-    Args:
-        model: any model with batch norms that keep running statistics.
-        batches: an iterable of batches (see `evenly.tools.batches.feed`).
-        forward: ``forward(model, batch)``, where the rule does not fit.
-        limit: at most so many batches.
-        say: where progress goes, line by line.
-
-    Raises:
-        ValueError: there is no batch, or no batch norm.
-    """
-    norms = walk.tracking(model)
-    if not norms:
-        raise ValueError("the model has no batch norm with running statistics, so there is nothing to measure.")
-    pool, number = Pool(), 0
-    with walk.restored(model), torch.no_grad():
-        model.eval()
-        with batch_statistics(norms, lambda name, norm, x, moments: pool.add(name, moments)):
-            for batch in take(batches, limit):
-                feed(model, batch, forward)
-                number += 1
-                if say is not None:
-                    say(f"measured batch {number}" + (f" of {limit}" if limit else ""))
-    if not number:
-        raise ValueError("batches is empty; a generator that was used up before gives nothing.")
-    return pool
+def _weights(mask: Tensor, x: Tensor, channel: int) -> Tensor:
+    if mask.ndim == 1 and x.ndim > 2:
+        mask = mask.reshape(-1, *(1,) * (x.ndim - 2))
+    if mask.ndim == x.ndim - 1:
+        mask = mask.unsqueeze(channel)
+    return mask.double().expand(x.shape)
 
 
-def distance(norm: nn.Module, moments: Moments) -> Tensor:
+def _weighted(x: Tensor, axes: list[int], weights: Tensor) -> Moments:
+    count = weights.sum(axes)
+    mean = torch.where(weights > 0, x * weights, 0).sum(axes) / count.clamp(min=1e-300)
+    apart = x - mean.view([-1 if axis not in axes else 1 for axis in range(x.ndim)])
+    return Moments(count, mean, torch.where(weights > 0, apart.square() * weights, 0).sum(axes))
+
+
+def distance(site: Site, moments: Moments) -> Tensor:
     """How far running statistics are from measured ones, by channel.
 
     ``|running_mean - mean| / std + |log(running_std / std)|``, each std with the norm's eps, so
     that a channel that is constant in both does not count.
     """
-    eps = getattr(norm, "eps", 1e-5)
-    mean, var = running(norm)
-    std, running_std = (moments.var + eps).sqrt(), (var.clamp(min=0) + eps).sqrt()
-    apart: Tensor = (mean - moments.mean).abs() / std + (running_std / std).log().abs()
-    return apart
+    return apart(*site.read(), moments.mean, moments.var, site.eps)
+
+
+def apart(mean: Tensor, var: Tensor, other_mean: Tensor, other_var: Tensor, eps: float) -> Tensor:
+    """The distance of one mean and variance from another, in the other's standard deviations."""
+    std, other = (var.clamp(min=0) + eps).sqrt(), (other_var.clamp(min=0) + eps).sqrt()
+    far: Tensor = (mean - other_mean).abs() / other + (std / other).log().abs()
+    return far

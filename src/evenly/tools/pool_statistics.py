@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from evenly.core.moments import Moments
 from evenly.nn.sync import everyone
-from evenly.tools import walk
+from evenly.tools.sites import Site, sites
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -53,7 +53,7 @@ def pool_statistics(model: Model, *, process_group: dist.ProcessGroup | str | No
         >>> layer.running_var
         tensor([1.])
     """
-    norms = walk.tracking(model)
+    norms = sites(model)
     all_statistics = everyone(lambda: _of(norms), process_group)
     if len(all_statistics) == 1:
         return model
@@ -62,21 +62,21 @@ def pool_statistics(model: Model, *, process_group: dist.ProcessGroup | str | No
         for name, norm in norms.items():
             batches = [one.batches[name] for one in all_statistics]
             if any(batches):
-                _write(norm, _pooled(name, all_statistics), max(batches))
+                pooled = _pooled(name, all_statistics)
+                norm.write(pooled.mean, pooled.var)
+                if norm.counter is not None:
+                    norm.counter.fill_(max(batches))
     return model
 
 
-def _of(norms: dict[str, nn.Module]) -> _Statistics:
-    def read(buffer: str) -> dict[str, Tensor]:
-        return {name: norm.get_buffer(buffer).double().cpu() for name, norm in norms.items()}
-
-    return _Statistics(read("running_mean"), read("running_var"), {name: _seen(norm) for name, norm in norms.items()})
-
-
-def _seen(norm: nn.Module) -> int:
-    """How many batches a layer saw; one where it does not count."""
-    counter = norm._buffers.get("num_batches_tracked")
-    return 1 if counter is None else int(counter)
+def _of(norms: dict[str, Site]) -> _Statistics:
+    read = {name: [t.cpu() for t in site.read()] for name, site in norms.items()}
+    return _Statistics(
+        {name: mean for name, (mean, _) in read.items()},
+        {name: var for name, (_, var) in read.items()},
+        # One where it does not count.
+        {name: 1 if site.counter is None else int(site.counter) for name, site in norms.items()},
+    )
 
 
 def _pooled(name: str, all_statistics: list[_Statistics]) -> Moments:
@@ -84,14 +84,6 @@ def _pooled(name: str, all_statistics: list[_Statistics]) -> Moments:
     return Moments.of(
         Moments(float(n), one.mean[name], one.var[name] * n) for one in all_statistics if (n := one.batches[name])
     )
-
-
-def _write(norm: nn.Module, pooled: Moments, batches: int) -> None:
-    norm.get_buffer("running_mean").copy_(pooled.mean)
-    norm.get_buffer("running_var").copy_(pooled.var)
-    counter = norm._buffers.get("num_batches_tracked")
-    if counter is not None:
-        counter.fill_(batches)
 
 
 def _refuse_different(all_statistics: list[_Statistics]) -> None:

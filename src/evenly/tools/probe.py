@@ -1,198 +1,208 @@
-"""A model seen at work: its norms in training form and in evaluation form, nothing changed."""
+"""A model seen at work: in its user's own train() and eval(), and with other statistics handed to its norms."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from evenly.core.moments import Moments
-from evenly.tools import measure, walk
-from evenly.tools.batches import Forward, feed, mapped
-from evenly.tools.scores import tensor_of
+from evenly.tools import prove
+from evenly.tools.batches import Forward, feed, mapped, samples_of
+from evenly.tools.measure import Pool
+from evenly.tools.observe import Call, Seen, Sight
+from evenly.tools.sites import Site, preserved, sites
+
+Statistics = Mapping[str, tuple[Tensor, Tensor]]
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
-    """The model under examination and how to run it."""
+    """The model under examination, how to run it, and what its norms were seen to do.
+
+    Args:
+        model: left as it is.
+        forward: ``forward(model, batch)``, where the rule does not fit.
+        sites: who keeps running statistics, by name.
+        unseen: sites whose arithmetic cannot be seen.
+        evaluation: what was seen under the user's own ``eval()``.
+        training: what was seen under the user's own ``train()``.
+        unrun: why ``train()`` could not be run, or nothing.
+        looked: whether the two were run.
+    """
 
     model: nn.Module
     forward: Forward | None = None
+    sites: dict[str, Site] = field(default_factory=dict)
+    unseen: set[str] = field(default_factory=set)
+    evaluation: Seen = field(default_factory=Seen)
+    training: Seen = field(default_factory=Seen)
+    unrun: str = ""
+    looked: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.sites:
+            self.sites = sites(self.model)
 
     @property
-    def norms(self) -> dict[str, nn.Module]:
-        """Its batch norms with running statistics."""
-        return walk.tracking(self.model)
+    def switching(self) -> list[str]:
+        """The sites that use the batch's statistics under ``train()``; all others do the same in both forms."""
+        if self.unrun:
+            return [name for name in self.sites if name in self._asking and name not in self.unseen]
+        seen = [name for name, used in self.training.used.items() if used != "running"]
+        # What the first batch did not reach under train() is judged by its flags.
+        later = [n for n in self.evaluation.used if n not in self.training.used and n in self._asking]
+        return seen + later
+
+    def look(self, batch: Any) -> None:
+        """Run the user's own ``eval()`` and ``train()`` on one batch, and see."""
+        self.looked = True
+        with preserved(self.model), torch.no_grad():
+            set_mode(self.model, train=False)
+            self.unseen = prove.prove(self.model, self.sites, lambda: feed(self.model, batch, self.forward))
+        _, self.evaluation = self.run([batch])
+        with preserved(self.model):
+            set_mode(self.model, train=True)
+            self._asking = {name for name, site in self.sites.items() if site.in_training}
+        try:
+            _, self.training = self.run([batch], train=True)
+        except Exception as error:  # a probe: what it raised is said, and the flags are believed
+            self.unrun = f"{type(error).__name__}: {' '.join(str(error).split())[:160]}"
+
+    def run(
+        self,
+        batches: Iterable[Any],
+        *,
+        train: bool = False,
+        given: Callable[[Call], tuple[Tensor, Tensor] | None] | None = None,
+        see: Callable[[Call], None] | None = None,
+        tick: Callable[[int], None] | None = None,
+        keep: bool = True,
+    ) -> tuple[list[Any], Seen]:
+        """The outputs for all batches and what was seen; the model is as before afterwards.
+
+        Args:
+            batches: what to run.
+            train: the user's own ``train()`` in place of ``eval()``.
+            given: mean and variance to use in a call, None: the norm's own.
+            see: takes each call.
+            tick: called with the number of each batch done.
+            keep: whether outputs are kept, on the CPU.
+        """
+        outputs = []
+        with preserved(self.model), torch.no_grad():
+            set_mode(self.model, train)
+            sight = Sight(self.model, self.sites, see, given)
+            with sight.on():
+                for number, batch in enumerate(batches, 1):
+                    output = feed(self.model, batch, self.forward)
+                    if keep:
+                        outputs.append(mapped(output, lambda t: t.detach().cpu()))
+                    if tick is not None:
+                        tick(number)
+        return outputs, sight.seen
 
     def outputs(
         self,
         batches: Sequence[Any],
         *,
         using: Collection[str] | None = (),
-        observe: measure.Observe | None = None,
-        dropout: bool = False,
+        statistics: Statistics | None = None,
+        see: Callable[[Call], None] | None = None,
         tick: Callable[[int], None] | None = None,
     ) -> list[Any]:
-        """The outputs for all batches; the model is as before afterwards.
+        """The outputs in evaluation form.
 
         Args:
             batches: what to run.
-            using: norms that use their batch's statistics (None: all); the others their running ones.
-            observe: sees each norm's input.
-            dropout: whether all but the norms is in training mode.
+            using: sites that use their batch's statistics (None: all that do in training).
+            statistics: mean and variance by site, in place of its own.
+            see: takes each call.
             tick: called with the number of each batch done.
         """
-        outputs = []
-        with walk.restored(self.model), torch.no_grad():
-            self.model.train(dropout)
-            for _, norm in walk.norms(self.model):
-                norm.training = False
-            with measure.batch_statistics(self.norms, observe, using):
-                for number, batch in enumerate(batches, 1):
-                    output = feed(self.model, batch, self.forward)
-                    outputs.append(mapped(output, lambda t: t.detach().cpu()))
-                    if tick is not None:
-                        tick(number)
-        return outputs
+        chosen = set(self.switching if using is None else using)
+        return self.run(batches, given=handed(chosen, statistics), see=see, tick=tick)[0]
+
+    def measure(
+        self,
+        batches: Iterable[Any],
+        pool: Pool | None = None,
+        see: Callable[[Call], None] | None = None,
+        tick: Any = None,
+    ) -> Pool:
+        """The moments of what is normalised, each norm with its batch's statistics as in training.
+
+        Args:
+            batches: what to run.
+            pool: what they are added to; None: a new one.
+            see: takes each call.
+            tick: called with the number of each batch done.
+        """
+        into, chosen = Pool() if pool is None else pool, set(self.switching)
+
+        def add(call: Call) -> None:
+            if call.site.name in chosen and call.x.numel():
+                into.add(call.site.name, call.moments())
+            if see is not None:
+                see(call)
+
+        def counted() -> Iterable[Any]:
+            for batch in batches:
+                into.samples += samples_of(batch)
+                yield batch
+
+        self.run(counted(), given=handed(chosen, None), see=add, tick=tick, keep=False)
+        return into
 
 
-@dataclass
-class Observed:
-    """What was seen of the norms' inputs in training form, dropout off.
+def handed(using: Collection[str], statistics: Statistics | None) -> Callable[[Call], tuple[Tensor, Tensor] | None]:
+    """What a norm is handed: its batch's statistics, others', or None (its own)."""
+    last: dict[str, tuple[Tensor, Tensor]] = {}
 
-    Args:
-        pool: over the batches to fit on.
-        by_batch: the moments of each of those batches, by layer, in order.
-        calls: how often a layer is called in one forward.
-        samples: of the first batch.
-    """
+    def given(call: Call) -> tuple[Tensor, Tensor] | None:
+        name = call.site.name
+        if name in using:
+            moments = call.moments()
+            # One value has no variance: the last batch that had one speaks for it.
+            if bool((moments.count > 1).any()) or name not in last:
+                last[name] = (moments.mean, moments.var)
+                if not bool((moments.count > 1).any()):
+                    return call.site.read()
+            return last[name]
+        return None if statistics is None else statistics.get(name)
 
-    pool: measure.Pool = field(default_factory=measure.Pool)
-    by_batch: dict[str, list[Moments]] = field(default_factory=dict)
-    calls: dict[str, int] = field(default_factory=dict)
-    samples: int = 0
-
-    def add(self, name: str, norm: nn.Module, x: Tensor, moments: Moments) -> None:
-        """One call of a norm."""
-        self.pool.add(name, moments)
-        self.by_batch.setdefault(name, []).append(moments)
+    return given
 
 
-def observe(subject: Subject, batches: Sequence[Any], tick: Callable[[int], None] | None = None) -> Observed:
-    """Run in training form and keep the moments of each norm's input."""
-    seen = Observed()
-    subject.outputs(batches, using=None, observe=seen.add, tick=tick)
-    seen.calls = {name: max(1, len(moments) // len(batches)) for name, moments in seen.by_batch.items()}
-    return seen
-
-
-def with_dropout(subject: Subject, batches: Sequence[Any]) -> measure.Pool:
-    """The moments of each norm's input with dropout on."""
-    pool = measure.Pool()
-    subject.outputs(batches, using=None, observe=lambda name, norm, x, m: pool.add(name, m), dropout=True)
-    return pool
+def set_mode(model: nn.Module, train: bool) -> None:
+    """The user's own ``train()`` or ``eval()``; an exported program has neither."""
+    with suppress(NotImplementedError):
+        model.train() if train else model.eval()
 
 
 def counted_twice(subject: Subject, batch: Any) -> dict[str, tuple[int, int]]:
     """Per layer, by how much one training step raises its counter: in forward, and again in backward.
 
-    Only layers whose counter moves in backward are named. Empty, too, where the output needs no
-    gradient or the step cannot be run.
+    Only layers whose counter moves in backward are named.
     """
-    counters = {
-        n: c for n, norm in subject.norms.items() if (c := norm._buffers.get("num_batches_tracked")) is not None
-    }
-    with walk.restored(subject.model), torch.enable_grad():
-        subject.model.train()
+    counters = {name: site.counter for name, site in subject.sites.items() if site.counter is not None}
+    with preserved(subject.model), torch.enable_grad():
+        set_mode(subject.model, train=True)
         before = {name: int(c) for name, c in counters.items()}
-        try:
-            output = tensor_of(feed(subject.model, batch, subject.forward))
-            between = {name: int(c) for name, c in counters.items()}
-            if not output.requires_grad:
-                return {}
-            output.float().square().mean().backward()
-        except (RuntimeError, TypeError, ValueError):
+        output = feed(subject.model, batch, subject.forward)
+        between = {name: int(c) for name, c in counters.items()}
+        total = sum(t.float().square().mean() for t in _differentiable(output))
+        if not isinstance(total, Tensor):
             return {}
+        total.backward()
         moved = {n: (between[n] - before[n], int(c) - between[n]) for n, c in counters.items()}
     return {name: steps for name, steps in moved.items() if steps[1] > 0}
 
 
-def one_element(subject: Subject, batch: Any) -> dict[str, str]:
-    """The norms whose statistics are over one element, with the shape of their input.
-
-    torch refuses some of these in training; the error is swallowed here, the finding says it better.
-    """
-    found: dict[str, str] = {}
-    training_only: set[str] = set()
-
-    def hook(name: str) -> Callable[..., None]:
-        def see(norm: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            x, mask = measure.call_of(norm, args, kwargs)
-            if mask is None and x.numel() and _count(norm, x) == 1:
-                found[name] = str(tuple(x.shape))
-                if walk.is_batch_norm(norm):
-                    training_only.add(name)
-
-        return see
-
-    handles = [n.register_forward_pre_hook(hook(name), with_kwargs=True) for name, n in walk.norms(subject.model)]
-    try:
-        subject.outputs([batch])
-    except ValueError:
-        if not found:
-            raise
-    finally:
-        for handle in handles:
-            handle.remove()
+def _differentiable(output: Any) -> list[Tensor]:
+    found: list[Tensor] = []
+    mapped(output, lambda t: found.append(t) or t if t.requires_grad else t)  # type: ignore[func-returns-value]
     return found
-
-
-def _count(norm: nn.Module, x: Tensor) -> int:
-    """Over how many elements one mean of ``norm`` is taken, for input ``x``."""
-    if isinstance(norm, nn.LayerNorm):
-        return int(torch.Size(norm.normalized_shape).numel())
-    if isinstance(norm, nn.RMSNorm):
-        return 2  # a mean of squares over one element still is a norm
-    if isinstance(norm, nn.GroupNorm):
-        return x[0].numel() // norm.num_groups
-    channel = getattr(norm, "channel", 1)
-    if walk.is_batch_norm(norm):
-        return x.numel() // max(x.shape[channel], 1)
-    return int(torch.Size(x.shape[2:]).numel()) if x.ndim > 2 else 1
-
-
-def producers(subject: Subject, batch: Any) -> dict[str, tuple[str, nn.Module]]:
-    """The convolution or linear layer with a bias whose output alone is a norm's input, by norm."""
-    made: dict[int, tuple[str, nn.Module, Tensor]] = {}
-    found: dict[str, tuple[str, nn.Module]] = {}
-    seen: set[str] = set()
-
-    def after(name: str) -> Callable[..., None]:
-        def keep(module: nn.Module, args: Any, output: Any) -> None:
-            made[id(output)] = (name, module, output)  # holding it keeps its id its own
-
-        return keep
-
-    def watch(name: str, norm: nn.Module, x: Tensor, moments: Moments) -> None:
-        source = made.get(id(x))
-        if source is not None and source[1].bias is not None and name not in seen:
-            found[name] = source[:2]
-        seen.add(name)
-
-    kinds = (nn.Linear, nn.modules.conv._ConvNd)
-    handles = [m.register_forward_hook(after(n)) for n, m in subject.model.named_modules() if isinstance(m, kinds)]
-    try:
-        subject.outputs([batch], observe=watch)
-    finally:
-        for handle in handles:
-            handle.remove()
-    return found
-
-
-def distances(subject: Subject, pool: measure.Pool) -> Mapping[str, float]:
-    """Each layer's distance from its data: the median over its channels, in the order of calls."""
-    norms = subject.norms
-    return {n: measure.distance(norms[n], m).nan_to_num(torch.inf).median().item() for n, m in pool.moments.items()}

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from itertools import chain
 from typing import Any, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from evenly.core.moments import Moments
 from evenly.nn.sync import everyone
-from evenly.tools import measure, walk
-from evenly.tools.batches import Forward
-from evenly.tools.freeze import is_frozen
+from evenly.tools.batches import Forward, take
+from evenly.tools.measure import Pool, apart
+from evenly.tools.probe import Subject
+from evenly.tools.sites import Site
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -42,6 +44,7 @@ def recalibrate(
     *,
     forward: Forward | None = None,
     limit: int | None = None,
+    until: float | None = None,
     process_group: Any = None,
     say: Callable[[str], None] | None = None,
 ) -> Model:
@@ -49,12 +52,14 @@ def recalibrate(
 
     ``running_mean = mean``, ``running_var = m2 / (count - 1)``, over every value that reaches the
     layer: batches are pooled by count (a small last batch weighs little, a batch of one is
-    welcome), and so are several calls of one layer and several processes. Norms run as in
-    training, dropout is off. Use it after weight averaging, in place of
-    ``torch.optim.swa_utils.update_bn``.
+    welcome), and so are several calls of one layer and several processes. Statistics are taken at
+    the call that normalises, of what is normalised there, in the model's own ``eval()`` (dropout off)
+    with batch statistics wherever its own ``train()`` uses them. Use it after weight averaging, in
+    place of ``torch.optim.swa_utils.update_bn``, after quantizing, pruning or merging weights.
 
-    A layer that no batch reaches, or that is frozen, stays as it is; a batch with a NaN or
-    infinity in a layer is left out there. On any error the model is as it was before.
+    A layer that no batch reaches, that is frozen, or that the model's own ``train()`` keeps in
+    evaluation form, stays as it is; a batch with a NaN or infinity in a layer is left out there.
+    On any error the model is as it was before.
 
     Args:
         model: changed in place: only the running statistics and ``num_batches_tracked`` (the
@@ -63,6 +68,8 @@ def recalibrate(
             mapping of keywords.
         forward: ``forward(model, batch)`` for batches that need another call.
         limit: at most so many batches.
+        until: stop by itself at the first doubling of the data that moved no layer's statistics by
+            more than this many standard deviations (median over channels), such as 0.01.
         process_group: processes to share with; None: all, where torch.distributed runs. Every
             one of them must call.
         say: takes lines of text, such as ``print``: progress, and how far each layer moved.
@@ -71,7 +78,8 @@ def recalibrate(
         ``model``.
 
     Raises:
-        ValueError: no batches, or no batch norm that keeps statistics.
+        ValueError: no batches, no batch norm that keeps statistics and can be seen, or a layer in
+            which every batch was left out.
 
     Example:
         >>> import torch
@@ -84,98 +92,165 @@ def recalibrate(
         >>> norm.running_mean, norm.running_var
         (tensor([3.]), tensor([4.6667]))
     """
-    for move in set_statistics(model, measured(model, batches, forward, limit, process_group, say)):
+    subject = Subject(model, forward)
+    for move in set_statistics(subject.sites, measured(subject, batches, limit, process_group, say, until)):
         if say is not None:
             say(str(move))
     return model
 
 
 def measured(
-    model: nn.Module,
+    subject: Subject,
     batches: Iterable[Any],
-    forward: Forward | None = None,
     limit: int | None = None,
     process_group: Any = None,
     say: Callable[[str], None] | None = None,
-) -> measure.Pool:
-    """`evenly.tools.measure.population`, over all processes; where it fails on one, it does on all."""
-    pools = everyone(
-        lambda: _moved(measure.population(model, batches, forward=forward, limit=limit, say=say), "cpu"), process_group
-    )
-    pool = _merged(pools)
-    if say is not None and pool.skipped:
-        say(f"left out batches that are not finite: {pool.skipped}")
-    norms = walk.tracking(model)
-    return _moved(pool, {name: norms[name].get_buffer("running_mean").device for name in pool.moments})
-
-
-def _moved(pool: measure.Pool, device: str | dict[str, torch.device]) -> measure.Pool:
-    """The pool with its moments on one device, or each on its layer's."""
-    at = dict.fromkeys(pool.moments, device) if isinstance(device, str) else device
-    moments = {
-        name: Moments(m.count.to(at[name]), m.mean.to(at[name]), m.m2.to(at[name])) for name, m in pool.moments.items()
-    }
-    return measure.Pool(moments, pool.calls, pool.skipped)
-
-
-def _merged(pools: list[measure.Pool]) -> measure.Pool:
-    """The union of the processes' pools, merged in rank order; a process may lack a layer."""
-    whole = measure.Pool()
-    for pool in pools:
-        for name, moments in pool.moments.items():
-            before = whole.moments.get(name)
-            whole.moments[name] = moments if before is None else before.merge(moments)
-            whole.calls[name] = whole.calls.get(name, 0) + pool.calls[name]
-        for name, number in pool.skipped.items():
-            whole.skipped[name] = whole.skipped.get(name, 0) + number
+    until: float | None = None,
+) -> Pool:
+    """What is normalised in each norm over the data, by all processes; where it fails on one, it does on all."""
+    whole = Pool()
+    for pool in everyone(lambda: _moved(population(subject, batches, limit, until, say), "cpu"), process_group):
+        whole.update(pool)
+    if say is not None and whole.skipped:
+        say(f"left out batches that are not finite: {whole.skipped}")
+    if whole.lost:
+        raise ValueError(
+            f"every batch was left out in {whole.lost[0] or 'the model'}: what reaches it holds NaN or infinity. "
+            "Look at the weights before it and at the data; nothing was changed."
+        )
     return whole
 
 
+def population(
+    subject: Subject,
+    batches: Iterable[Any],
+    limit: int | None = None,
+    until: float | None = None,
+    say: Callable[[str], None] | None = None,
+) -> Pool:
+    """The moments in every norm that ``train()`` would move, over the data.
+
+    Raises:
+        ValueError: there is no batch, or no such norm.
+    """
+    given = iter(take(batches, limit))
+    first = next(given, None)
+    if first is None:
+        raise ValueError("batches is empty; a generator that was used up before gives nothing.")
+    if not subject.looked:
+        subject.look(first)
+    if not subject.switching:
+        if subject.unseen or not subject.sites:
+            raise ValueError(nothing_to_measure(subject))
+        if say is not None:
+            say("the model's own train() keeps every batch norm in evaluation form (frozen): nothing is changed")
+        return Pool()
+    if subject.unseen and say is not None:
+        say(f"left alone, as they compute by themselves and cannot be seen: {', '.join(sorted(subject.unseen))}")
+    pool, still = Pool(), _Standstill(until)
+
+    def each() -> Iterator[Any]:
+        for number, batch in enumerate(chain([first], given), 1):
+            yield batch
+            if say is not None:
+                say(f"measured batch {number}" + (f" of {limit}" if limit else ""))
+            if still(subject, pool, number):
+                if say is not None:
+                    say(f"stopped after {number} batches: the second half moved no layer by more than {until:g} std")
+                return
+
+    subject.measure(each(), pool)
+    return pool
+
+
+def nothing_to_measure(subject: Subject) -> str:
+    """Why no statistics can be measured, in one line."""
+    if subject.unseen:
+        return (
+            f"{len(subject.unseen)} norms compute by themselves, so what they normalise cannot be seen: "
+            f"{', '.join(sorted(subject.unseen)[:3])}. Give their class a forward that calls "
+            "torch.nn.functional.batch_norm."
+        )
+    return "the model has no batch norm with running statistics, so there is nothing to measure."
+
+
+class _Standstill:
+    """Whether the last doubling of the data moved nothing."""
+
+    def __init__(self, until: float | None) -> None:
+        self._until, self._at = until, 4
+        self._before: dict[str, Moments] = {}
+
+    def __call__(self, subject: Subject, pool: Pool, number: int) -> bool:
+        if self._until is None:
+            return False
+        if number == self._at // 2:
+            self._before = dict(pool.moments)
+        if number < self._at:
+            return False
+        moved = [
+            float(apart(b.mean, b.var, m.mean, m.var, subject.sites[name].eps).median())
+            for name, m in pool.moments.items()
+            if (b := self._before.get(name)) is not None
+        ]
+        self._at, self._before = 2 * self._at, dict(pool.moments)
+        return len(moved) == len(pool.moments) and max(moved, default=1.0) <= self._until
+
+
+def _moved(pool: Pool, device: str) -> Pool:
+    moments = {n: Moments(m.count.to(device), m.mean.to(device), m.m2.to(device)) for n, m in pool.moments.items()}
+    return Pool(moments, pool.calls, pool.skipped, pool.samples)
+
+
 def set_statistics(
-    model: nn.Module, pool: measure.Pool, *, only: Collection[str] | None = None, blend: float = 1.0
+    known: Mapping[str, Site], pool: Pool, *, only: Collection[str] | None = None, blend: float = 1.0
 ) -> list[Move]:
     """Write measured statistics into the norms that are not frozen.
 
     Args:
-        model: changed in place.
+        known: the model's sites; their tensors are changed in place.
         pool: what was measured, of this model.
-        only: the layers to write; None: all.
+        only: the sites to write; None: all.
         blend: the measured statistics' share; the rest is kept of the running ones.
     """
     moves = []
-    norms = walk.tracking(model)
-    passes = _passes(norms, pool)
-    for name, moments in pool.moments.items():
-        norm = norms[name]
-        if (only is not None and name not in only) or is_frozen(norm):
-            continue
-        moves.append(_set(name, norm, moments, blend))
-        counter = norm._buffers.get("num_batches_tracked")
-        if blend == 1 and counter is not None:
-            counter.fill_(passes * pool.calls[name])
+    times = passes(known, pool)
+    for name, mean, var in settled(known, pool, only, blend):
+        site = known[name]
+        old_mean, old_var = site.read()
+        site.write(mean, var)
+        if blend == 1 and site.counter is not None:
+            with torch.no_grad():
+                site.counter.fill_(times * pool.calls[name])
+        shift = ((mean - old_mean).abs() / (var + site.eps).sqrt()).median().item()
+        moves.append(Move(name, shift, ((var + site.eps) / (old_var + site.eps)).median().item()))
     return moves
 
 
-def _passes(norms: Mapping[str, nn.Module], pool: measure.Pool) -> int:
+def settled(
+    known: Mapping[str, Site], pool: Pool, only: Collection[str] | None = None, blend: float = 1.0
+) -> Iterator[tuple[str, Tensor, Tensor]]:
+    """Name, mean and variance that a blend of measured and running statistics gives each site."""
+    for name, m in pool.moments.items():
+        site = known[name]
+        if (only is not None and name not in only) or site.frozen:
+            continue
+        mean, var = site.read()
+        count, new_mean, unbiased, biased = (t.to(mean.device) for t in (m.count, m.mean, m.unbiased_var, m.var))
+        has_var = count > (1 if site.unbiased else 0)
+        new_var = torch.where(has_var, unbiased if site.unbiased else biased, var)
+        new_mean = torch.where(count > 0, new_mean, mean)
+        # Not `mean + blend * (new - mean)` where blend is 1: a NaN that is replaced must leave no trace.
+        if blend != 1:
+            new_mean, new_var = mean + blend * (new_mean - mean), var + blend * (new_var - var)
+        yield name, new_mean, new_var
+
+
+def passes(known: Mapping[str, Site], pool: Pool) -> int:
     """How many times over the measured batches the most trained layer was trained, at least once.
 
     Counters become this multiple of the calls measured: they agree between layers, and none falls
     back to that of a model which has hardly begun.
     """
-    counters = {name: norms[name]._buffers.get("num_batches_tracked") for name in pool.moments}
+    counters = {name: known[name].counter for name in pool.moments}
     return max((-(-int(c) // pool.calls[name]) for name, c in counters.items() if c is not None), default=1) or 1
-
-
-def _set(name: str, norm: nn.Module, moments: Moments, blend: float) -> Move:
-    mean, var = measure.running(norm)
-    unbiased = getattr(norm, "unbiased", True)
-    has_var = moments.count > (1 if unbiased else 0)
-    new_var = torch.where(has_var, moments.unbiased_var if unbiased else moments.var, var)
-    new_mean = torch.where(moments.count > 0, moments.mean, mean)
-    # Not `mean + blend * (new - mean)` where blend is 1: a NaN that is replaced must leave no trace.
-    if blend != 1:
-        new_mean, new_var = mean + blend * (new_mean - mean), var + blend * (new_var - var)
-    measure.write(norm, new_mean, new_var)
-    eps = getattr(norm, "eps", 1e-5)
-    shift = ((new_mean - mean).abs() / (new_var + eps).sqrt()).median().item()
-    return Move(name, shift, ((new_var + eps) / (var + eps)).median().item())

@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evenly.tools import names
-from evenly.tools.finding import LEVELS, Channel, Diagnosis, LayerView, listed
+from evenly.tools.diagnosis import Diagnosis
+from evenly.tools.finding import LEVELS, Channel, LayerView, listed
 
 _BLUE, _RED, _GRAY = "#0072b2", "#d55e00", "#5b6673"  # told apart by everyone (Okabe and Ito)
 

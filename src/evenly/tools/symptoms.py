@@ -6,36 +6,26 @@ from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.core.moments import Moments
 from evenly.nn.sync import gathered
-from evenly.tools import measure, probe, walk
+from evenly.tools import probe
 from evenly.tools.finding import Finding, Gap, Trial, listed
-from evenly.tools.probe import Observed, Subject
+from evenly.tools.measure import Pool
+from evenly.tools.probe import Subject
 from evenly.tools.rules import RECALIBRATE
+from evenly.tools.sites import instance_norms, modules
 
 FAR = 0.5  # standard deviations: a layer's running statistics are elsewhere
-
-
-def one_element(subject: Subject, batch: Any) -> Iterator[Finding]:
-    """Norms over a single element."""
-    bad = probe.one_element(subject, batch)
-    if bad:
-        name, shape = next(iter(bad.items()))
-        yield Finding(
-            "one-element", "error", tuple(bad),
-            f"each mean is taken over one element: the input of {name or 'the model'} has shape {shape}.",
-            "x − mean is 0: the output is the bias, whatever the input; torch refuses some of these in training.",
-            "larger batches or inputs, fewer groups, or no norm there; for a last batch of one: drop_last=True.",
-        )  # fmt: skip
 
 
 def attributes(subject: Subject) -> Iterator[Finding]:
     """What the modules say themselves: batches left out, statistics not kept."""
     skipped = {
         name: int(count)
-        for name, norm in walk.batch_norms(subject.model)
-        if (count := norm._buffers.get("skipped_batches")) is not None and int(count)
+        for name, norm, _ in modules(subject.model)
+        if (count := getattr(norm, "skipped_batches", None)) is not None and int(count)
     }
     if skipped:
         yield Finding(
@@ -44,8 +34,7 @@ def attributes(subject: Subject) -> Iterator[Finding]:
             "the statistics are sound, but something before these layers overflows or divides by zero.",
             "look at those batches; under mixed precision, at the loss scale.",
         )  # fmt: skip
-    untracked = [name for name, norm in walk.batch_norms(subject.model) if norm._buffers.get("running_mean") is None]
-    untracked = [name for name in untracked if "running_mean" in dict(walk.batch_norms(subject.model))[name]._buffers]
+    untracked = [n for n, m, _ in modules(subject.model) if isinstance(m, _BatchNorm) and m.running_mean is None]
     if untracked:
         yield Finding(
             "untracked", "warning", tuple(untracked), "these layers keep no running statistics.",
@@ -54,10 +43,44 @@ def attributes(subject: Subject) -> Iterator[Finding]:
         )  # fmt: skip
 
 
+def seen_in_use(subject: Subject) -> Iterator[Finding]:
+    """What the calls themselves show: statistics that training leaves alone, instance norms that keep some."""
+    off = [n for n in subject.training.untracked if subject.evaluation.used.get(n) == "running"]
+    if off:
+        yield Finding(
+            "tracking-off", "error", tuple(off),
+            "track_running_stats is off, so training no longer moves the running statistics; they are still there, and "
+            "evaluation uses them.",
+            "evaluation normalises with the statistics of an earlier training.",
+            "leave track_running_stats on (to freeze, use evenly.freeze), or set running_mean and running_var to None; "
+            "for this file, " + RECALIBRATE,
+        )  # fmt: skip
+    counting = [
+        n for n in subject.switching
+        if (m := subject.sites[n].module) is not None and (p := list(m.parameters(recurse=False)))
+        and not any(q.requires_grad for q in p)
+    ]  # fmt: skip
+    if counting and any(p.requires_grad for p in subject.model.parameters()):
+        yield Finding(
+            "half-frozen", "warning", tuple(counting),
+            "weight and bias need no gradient, but train() still uses batch statistics and moves the running ones.",
+            "requires_grad=False does not freeze a batch norm: its statistics follow the new data.",
+            "evenly.freeze(model); for this file, " + RECALIBRATE,
+        )  # fmt: skip
+    instance = tuple(instance_norms(subject.model))
+    if instance and subject.evaluation.instance:
+        yield Finding(
+            "instance-running", "warning", instance,
+            "these instance norms keep running statistics, which eval() uses; train() takes each sample by itself.",
+            "evaluation is another network than the one that was trained (known from image translation).",
+            "track_running_stats=False on these layers: evaluation is then as training.",
+        )  # fmt: skip
+
+
 def unsynchronised(subject: Subject) -> Iterator[Finding]:
     """Running statistics that differ between processes."""
-    names = list(subject.norms)
-    parts = [torch.cat(measure.running(norm)).cpu() for norm in subject.norms.values()]
+    names = [name for name, site in subject.sites.items() if site.registered]
+    parts = [torch.cat(subject.sites[name].read()).cpu() for name in names]
     everyone = torch.stack(gathered(torch.cat(parts) if parts else torch.zeros(0)))
     apart = (everyone - everyone[0]).abs().amax(0)
     by_layer = apart.split([len(part) for part in parts]) if parts else ()
@@ -85,7 +108,7 @@ def double_update(subject: Subject, batch: Any) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def dropout(noisy: measure.Pool, clean: measure.Pool) -> Iterator[Finding]:
+def dropout(noisy: Pool, clean: Pool) -> Iterator[Finding]:
     """Inputs whose variance is larger with dropout than without it."""
     ratio = {}
     for name, moments in noisy.moments.items():
@@ -103,18 +126,19 @@ def dropout(noisy: measure.Pool, clean: measure.Pool) -> Iterator[Finding]:
         )  # fmt: skip
 
 
-def small_batches(seen: Observed) -> Iterator[Finding]:
+def small_batches(by_batch: Mapping[str, list[Moments]], samples: int) -> Iterator[Finding]:
     """Means that scatter from batch to batch, measured as the size of batch that would explain it."""
-    sizes = {name: size for name, batches in seen.by_batch.items() if (size := _effective(batches)) is not None}
-    bad = {name: size for name, size in sizes.items() if size < 8}
+    sizes = {name: size for name, batches in by_batch.items() if (size := _effective(batches)) is not None}
+    # Independent samples are worth at least as many as they are.
+    bad = {name: size for name, size in sizes.items() if size < (8 if samples <= 32 else samples / 4)}
     if not bad:
         return
     worst = min(bad, key=bad.__getitem__)
     evidence = (
         f"means scatter from batch to batch as those of {bad[worst]:.1f} independent samples would, in "
-        f"{listed((worst,))}; the batch has {seen.samples}."
+        f"{listed((worst,))}; the batch has {samples}."
     )
-    if seen.samples <= 16:
+    if samples <= 16:
         yield Finding(
             "batch-too-small", "warning", tuple(bad), evidence,
             "training form and evaluation form see different noise; statistics of such batches are a poor guide.",
@@ -140,22 +164,44 @@ def _effective(batches: list[Moments]) -> float | None:
 
 
 def gap(found: Gap, single: list[Trial], distances: Mapping[str, float]) -> Iterator[Finding]:
-    """Evaluation form worse than training form, and the layer that does it."""
+    """Evaluation form worse than training form (or, without labels, apart from it), and the layer that does it."""
     if not found.unlike:
         return
     culprits = [t for t in single if t.restored >= 0.2 * found.lost]
     layers = tuple(t.layers[0] for t in culprits[:3]) or tuple(
         sorted(distances, key=distances.__getitem__, reverse=True)[:3]
     )
-    lead = f"; {culprits[0].layers[0]} alone gives back {culprits[0].restored:.1f}" if culprits else (
+    lead = f"; {culprits[0].layers[0] or 'the model'} alone gives back {culprits[0].restored:.1f}" if culprits else (
         "; no layer alone gives back much" if single else ""
     )  # fmt: skip
-    yield Finding(
-        "train-eval-gap", "error", layers,
+    evidence = (
         f"{found.score} is {found.training:.1f} with batch statistics and {found.evaluation:.1f} with running "
-        f"statistics{lead}.",
-        "evaluation normalises with statistics that are not those of the data.",
-        "the best trial below; --fix OUT, or diagnosis.fix(path), writes it.",
+        f"statistics{lead}."
+    )
+    if found.judges:
+        yield Finding(
+            "train-eval-gap", "error", layers, evidence,
+            "evaluation normalises with statistics that are not those of the data.",
+            "the trials below; --fix OUT, or diagnosis.fix(path), writes the one that proves better.",
+        )  # fmt: skip
+    else:
+        yield Finding(
+            "forms-disagree", "warning", layers, evidence,
+            "one form is wrong, or training saw other data (augmentation): nothing tells without labels or loss.",
+            "give labels with the batches, or loss=lambda output, batch: … (--loss).",
+        )  # fmt: skip
+
+
+def not_the_norms(found: Gap, chance: float) -> Iterator[Finding]:
+    """Both forms no better than guessing: the fault is elsewhere."""
+    if found.score != "accuracy" or found.unlike or max(found.training, found.evaluation) > 1.5 * chance:
+        return
+    yield Finding(
+        "not-the-norms", "warning", (),
+        f"accuracy is {found.evaluation:.1f} with running statistics and {found.training:.1f} with batch statistics; "
+        f"always the most frequent class gives {chance:.1f}.",
+        "both forms guess, so no statistic brings this back.",
+        "look at the weights (were they loaded?), the order of classes and labels, and the preprocessing.",
     )  # fmt: skip
 
 

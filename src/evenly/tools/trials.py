@@ -1,126 +1,126 @@
-"""Remedies, each tried and scored on held-out batches; the model is as before afterwards."""
+"""Remedies, each tried on batches that it was not measured on; nothing is written into the model."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from evenly.core.running import ema
-from evenly.tools import measure, probe, walk
-from evenly.tools.batches import feed, mapped, parts_of, samples_of
-from evenly.tools.finding import Gap, Trial
-from evenly.tools.freeze import hold, is_frozen, release
-from evenly.tools.probe import Observed, Subject
-from evenly.tools.recalibrate import set_statistics
-from evenly.tools.scores import Score, tensor_of
-
-Change = Callable[[], object]
+from evenly.tools.batches import parts_of, samples_of
+from evenly.tools.finding import Trial
+from evenly.tools.labels import Values, tensor_of
+from evenly.tools.measure import Pool
+from evenly.tools.probe import Statistics, Subject, handed
+from evenly.tools.recalibrate import settled
+from evenly.tools.scores import Score, disagreement
 
 
-@dataclass(frozen=True)
+@dataclass
 class Bench:
     """Where remedies are tried.
 
     Args:
         subject: the model.
-        seen: what its norms saw on other batches.
-        batches: held out, to score on.
+        pool: what its norms saw on other batches.
+        by_batch: the moments of each of those, by site.
+        batches: to choose on.
         score: what outputs are worth.
-        gap: what is to be restored.
+        before: what the model's own ``eval()`` scores there.
+        shown: the same as one number.
+        reference: outputs in training form, where agreement is the score.
     """
 
     subject: Subject
-    seen: Observed
+    pool: Pool
+    by_batch: dict[str, list[Any]]
     batches: Sequence[Any]
     score: Score
-    gap: Gap
+    before: Values
+    shown: float
+    reference: Sequence[Any]
 
-    def try_change(self, name: str, command: str, change: Change, layers: tuple[str, ...] = ()) -> Trial:
-        """A remedy that writes tensors: what it scores, and what it wrote."""
-        model = self.subject.model
-        before = {key: value.detach().clone() for key, value in model.state_dict().items()}
-        with walk.restored(model):
-            with torch.no_grad():
-                change()
-            after = {k: v.detach().clone() for k, v in model.state_dict().items() if not _same(v, before[k])}
-            outputs = self.subject.outputs(self.batches)
-        return self._trial(name, command, self.score.of(outputs), layers, {k: v.cpu() for k, v in after.items()})
+    def try_statistics(self, trial: Trial) -> Trial:
+        """What the model scores with a trial's statistics in place of its own."""
+        statistics = statistics_of(self.subject, self.pool, trial)
+        return self.scored(trial, self.subject.outputs(self.batches, statistics=statistics))
 
-    def try_outputs(self, name: str, command: str, outputs: Sequence[Any]) -> Trial:
-        """A remedy that changes how the model is run."""
-        return self._trial(name, command, self.score.of(outputs), (), {})
-
-    def _trial(
-        self, name: str, command: str, value: float, layers: tuple[str, ...], changes: dict[str, Tensor]
-    ) -> Trial:
-        lost = self.score.lost(self.gap.training, value)
-        restored = self.gap.lost - lost if lost < float("inf") else 0.0
-        return Trial(name, value, restored, command, layers, changes)
+    def scored(self, trial: Trial, outputs: Sequence[Any]) -> Trial:
+        """The trial with its score."""
+        if not self.score.judges:
+            value = disagreement(outputs, self.reference)
+            return trial.with_score(value, self.shown - value, Values(torch.zeros(0), torch.zeros(0)))
+        values = self.score.values(outputs, self.batches)
+        value = self.score.shown(values)
+        restored = (value - self.shown) * (1 if self.score.up else -1)
+        if self.shown != self.shown and value == value:  # NaN before
+            restored = float("inf")
+        return trial.with_score(value, restored if restored == restored else float("-inf"), values)
 
 
-def _same(a: Tensor, b: Tensor) -> bool:
-    return torch.equal(a, b) or bool(((a == b) | (a.isnan() & b.isnan())).all())
+def statistics_of(subject: Subject, pool: Pool, trial: Trial) -> Statistics:
+    """The mean and variance that a trial gives each site it changes."""
+    only = trial.layers or None
+    return {name: (mean, var) for name, mean, var in settled(subject.sites, pool, only, trial.blend)}
+
+
+def single(name: str, of: int) -> Trial:
+    """Recalibrating one layer alone."""
+    return Trial(
+        f"recalibrate {name or '(model)'} alone", f"recalibrate, of {name or 'the model'} only", layers=(name,),
+        gentle=1 / of, recipe="recalibrate",
+    )  # fmt: skip
 
 
 def single_layers(bench: Bench, names: Sequence[str]) -> list[Trial]:
-    """Recalibrating one layer alone, each; the best first."""
-    tried = [
-        bench.try_change(
-            f"recalibrate {name or '(model)'} alone",
-            f"recalibrate, of {name or 'the model'} only",
-            partial(set_statistics, bench.subject.model, bench.seen.pool, only=(name,)),
-            (name,),
-        )
-        for name in names
-    ]
+    """Each suspect alone; the best first."""
+    tried = [bench.try_statistics(single(name, len(bench.pool.moments))) for name in names]
     return sorted(tried, key=lambda t: -t.restored)
 
 
 def remedies(bench: Bench) -> Iterator[Trial]:
     """Everything but single layers, one after the other."""
-    model, pool = bench.subject.model, bench.seen.pool
-    yield bench.try_change(
-        "recalibrate all", "evenly.recalibrate(model, batches)", partial(set_statistics, model, pool)
-    )
-    for blend in (0.25, 0.5, 0.75):
-        yield bench.try_change(
-            f"adapt, blend {blend}",
-            f"evenly.adapt(model, batches, blend={blend})",
-            partial(set_statistics, model, pool, blend=blend),
-        )
-    momentum = _other_momentum(bench.subject)
-    yield bench.try_change(
-        f"go on with momentum {momentum:g}", f"momentum={momentum:g}, and train on", partial(_average, bench, momentum)
-    )
-    yield bench.try_outputs(
-        "batch statistics at test time", "keep norms in training form: predictions then depend on the batch",
-        bench.subject.outputs(bench.batches, using=None),
+    yield bench.try_statistics(
+        Trial("recalibrate all", "evenly.recalibrate(model, batches)", recipe="recalibrate")
     )  # fmt: skip
+    for blend in (0.25, 0.5, 0.75):
+        yield bench.try_statistics(
+            Trial(f"adapt, blend {blend}", f"evenly.adapt(model, batches, blend={blend})", blend=blend, gentle=blend,
+                  recipe="recalibrate")
+        )  # fmt: skip
+    subject = bench.subject
+    momentum = _other_momentum(subject)
+    trial = Trial(f"go on with momentum {momentum:g}", f"momentum={momentum:g}, and train on")
+    yield bench.scored(trial, subject.outputs(bench.batches, statistics=_average(bench, momentum)))
+    trial = Trial("batch statistics at test time", "keep norms in training form: predictions then depend on the batch")
+    yield bench.scored(trial, subject.outputs(bench.batches, using=None))
     yield from _ghosts(bench)
-    yield _frozen(bench)
-    yield from _drop_bias(bench)
+    if not subject.unrun:
+        statistics = statistics_of(subject, bench.pool, Trial("", ""))
+        outputs, _ = subject.run(bench.batches, train=True, given=handed((), statistics))
+        yield bench.scored(
+            Trial("freeze after recalibrating, in train()", "evenly.freeze(model), and train on"), outputs
+        )  # fmt: skip
 
 
 def _other_momentum(subject: Subject) -> float:
     """The other way round where momentum looks inverted, else torch's default or a tenth of it."""
-    now = next((m for norm in subject.norms.values() if (m := getattr(norm, "momentum", None)) is not None), 0.1)
+    now = next((m for site in subject.sites.values() if (m := site.momentum) is not None), 0.1)
     return max(1 - now, 0.01) if now >= 0.5 else (0.01 if now == 0.1 else 0.1)
 
 
-def _average(bench: Bench, momentum: float) -> None:
+def _average(bench: Bench, momentum: float) -> Statistics:
     """The running statistics after the batches seen, at another momentum."""
-    weight = ema(momentum)
-    for name, norm in bench.subject.norms.items():
-        mean, var = measure.running(norm)
-        for seen, moments in enumerate(bench.seen.by_batch.get(name, ()), 1):
-            mean = mean + weight(seen) * (moments.mean - mean)
-            var = var + weight(seen) * (moments.unbiased_var - var)
-        measure.write(norm, mean, var)
+    weight, found = ema(momentum), {}
+    for name, batches in bench.by_batch.items():
+        mean, var = bench.subject.sites[name].read()
+        for seen, moments in enumerate(batches, 1):
+            mean = mean + weight(seen) * (moments.mean.to(mean.device) - mean)
+            var = var + weight(seen) * (moments.unbiased_var.to(var.device) - var)
+        found[name] = (mean, var)
+    return found
 
 
 def _ghosts(bench: Bench) -> Iterator[Trial]:
@@ -131,51 +131,29 @@ def _ghosts(bench: Bench) -> Iterator[Trial]:
         for batch in bench.batches:
             parts = bench.subject.outputs(parts_of(batch, size), using=None)
             outputs.append(torch.cat([tensor_of(part) for part in parts]))
-        yield bench.try_outputs(
-            f"batch statistics over ghosts of {size}",
-            f"evenly.convert(model, norm='ghost:…'), {size} samples each",
+        yield bench.scored(
+            Trial(f"batch statistics over ghosts of {size}", f"evenly.convert(model, norm='ghost:…'), {size} each"),
             outputs,
-        )
+        )  # fmt: skip
 
 
-def _frozen(bench: Bench) -> Trial:
-    """Recalibrated and frozen, then run in training mode: the two forms are one from then on."""
-    model, norms = bench.subject.model, bench.subject.norms
-    with walk.restored(model), torch.no_grad():
-        set_statistics(model, bench.seen.pool)
-        held = [norm for norm in norms.values() if not is_frozen(norm)]
-        for norm in held:
-            hold(norm)
-        try:
-            model.eval()
-            outputs = []
-            for batch in bench.batches:
-                for norm in norms.values():
-                    norm.training = True
-                outputs.append(mapped(feed(model, batch, bench.subject.forward), lambda t: t.cpu()))
-        finally:
-            for norm in held:
-                release(norm)
-    return bench.try_outputs("freeze after recalibrating, in train()", "evenly.freeze(model), and train on", outputs)
+def gentlest(trials: Sequence[Trial], score: Score) -> Trial | None:
+    """Of the trials that a file can hold, the gentlest within one standard error of the best.
+
+    A remedy is gentle that changes few layers, by little. ``trials`` are those that restore something.
+    """
+    good = [t for t in trials if t.recipe and t.restored > 0]
+    if not good:
+        return None
+    best = max(good, key=lambda t: t.restored)
+    ties = [t for t in good if t is best or _ties(t, best, score)]
+    return min(ties, key=lambda t: (t.gentle, -t.restored))
 
 
-def _drop_bias(bench: Bench) -> Iterator[Trial]:
-    """The bias before a norm moved into the running mean: nothing changes but the number of parameters."""
-    found = probe.producers(bench.subject, bench.batches[0])
-    norms = bench.subject.norms
-    if not found:
-        return
-
-    def change() -> None:
-        for name, (_, producer) in found.items():
-            mean, var = measure.running(norms[name])
-            assert isinstance(producer.bias, Tensor)
-            measure.write(norms[name], mean - producer.bias.double(), var)
-            producer.bias.zero_()
-
-    number = sum(len(measure.running(norms[name])[0]) for name in found)
-    yield bench.try_change(
-        f"drop the bias before {len(found)} norm{'s' * (len(found) != 1)} ({number} numbers)",
-        "evenly.convert(model, drop_bias=True)",
-        change,
-    )
+def _ties(trial: Trial, best: Trial, score: Score) -> bool:
+    if not score.judges:
+        return trial.restored >= best.restored - 1.0
+    between = score.better(trial.values, best.values)
+    error = (between.high - between.low) / 4
+    # Half of what is restored given away is no tie, however few the samples.
+    return between.mean <= min(error, 0.1 * best.restored)

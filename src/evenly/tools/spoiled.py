@@ -1,8 +1,8 @@
 """A small network trained on digits, then spoiled in five ways that happen to people.
 
-    python examples/spoiled.py FOLDER          writes good.pt and five spoiled checkpoints
-    cd examples
-    evenly diagnose spoiled:build --data spoiled:batches --weights FOLDER/nan.pt --fix FOLDER/mended.pt
+    evenly demo FOLDER          writes this module, good.pt and five spoiled checkpoints
+    cd FOLDER
+    evenly diagnose spoiled:build --data spoiled:batches --weights nan.pt --fix mended.pt
 
 Every file evaluates badly, and every one is mended without training.
 """
