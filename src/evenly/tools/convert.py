@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import warnings
 from inspect import Parameter, signature
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
@@ -19,6 +19,9 @@ from evenly.nn.tracked import Tracked, adopt
 from evenly.tools import fuse as fusing
 from evenly.tools import kinds, redundant, walk
 from evenly.tools.flow import Unreadable
+from evenly.tools.follow import pristine
+
+Model = TypeVar("Model", bound=nn.Module)
 
 _TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
@@ -38,7 +41,7 @@ _OURS = (*_TORCH_OF, batchnorm.BatchNorm)
 _NOT_SETTINGS = {"bias", "scale", "weight_init", "bias_init"}
 
 
-def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, drop_bias: bool = False) -> nn.Module:
+def convert(model: Model, *, fuse: bool = False, norm: str | None = None, drop_bias: bool = False) -> Model:
     """Turn torch.nn's norms into evenly's, in place.
 
     Every layer computes what it computed before; parameters, buffers, state_dict keys, hooks,
@@ -75,7 +78,9 @@ def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, dr
     switch = None if norm is None else kinds.switch(norm, model)
     left: dict[str, str] = {}
     for name, module in model.named_modules():
-        if type(module) in _EVENLY_OF:
+        if type(module) in _EVENLY_OF and not pristine(type(module)):
+            left[name] = f"the forward of {type(module).__name__} was replaced"
+        elif type(module) in _EVENLY_OF:
             adopt(module, _EVENLY_OF[type(module)])
         elif walk.is_norm(module) and type(module) not in _OURS:
             left[name] = _why_foreign(module)
@@ -96,7 +101,7 @@ def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, dr
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: Model) -> Model:
     """Turn evenly's norms into torch.nn's, in place; what `convert` did is undone.
 
     Fused blocks get their own class back, and switched norms their kind. A layer that computes
