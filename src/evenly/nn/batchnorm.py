@@ -10,7 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenly.backends.running import Pending, Running
+from evenly.backends.running import Running
 from evenly.core import running as averages
 from evenly.core.activation import Activation
 from evenly.nn import check, lazy
@@ -188,7 +188,8 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             return (mean, var), None
         if not self.track_running_stats:
             return None, None
-        batches, skipped = held(self, "num_batches_tracked"), self._buffers.get("skipped_batches")
+        batches = held(self, "num_batches_tracked")
+        skipped = None if batches is None else self._skipped(mean)
         pending = self._pending() if self.accumulate > 1 else None
         return None, Running(
             mean, var, average, batches, skipped, self.unbiased, self.nonfinite == "skip", pending
@@ -205,24 +206,6 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         """As torch's, but a process group, which cannot be copied or pickled, goes by its name."""
         group = self.process_group
         return {**super().__getstate__(), "process_group": getattr(group, "group_name", group)}
-
-    def _pending(self) -> Pending:
-        """Where micro-batches wait for each other; made when first asked for, and not part of the state."""
-        like = {"pending_seen": self.num_batches_tracked}
-        like |= dict.fromkeys(("pending_count", "pending_mean", "pending_m2"), self.running_mean)
-        for name, buffer in like.items():
-            if name not in self._buffers:
-                assert buffer is not None
-                self.register_buffer(name, torch.zeros_like(buffer), persistent=False)
-        return Pending(self.accumulate, *(self._buffers[name] for name in like))  # type: ignore[arg-type]
-
-    def reset_running_stats(self) -> None:
-        """Zero mean, unit variance, no batches seen, none skipped, none pending."""
-        super().reset_running_stats()
-        for name in ("skipped_batches", "pending_seen", "pending_count", "pending_mean", "pending_m2"):
-            buffer = self._buffers.get(name)
-            if buffer is not None:
-                buffer.zero_()
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""

@@ -104,7 +104,7 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         if kept:
             assert mean is not None and var is not None
             average = ema(self.momentum if self.momentum is not None else 0.0)
-            running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
+            running = Running(mean, var, average, skipped=self._skipped(mean))
         return samples.instance(x, weight, bias, self.eps, extras, running=running)
 
     def extra_repr(self) -> str:

@@ -35,7 +35,7 @@ def attributes(subject: Subject) -> Iterator[Finding]:
     skipped = {
         name: int(count)
         for name, norm in walk.batch_norms(subject.model)
-        if (count := norm._buffers.get("skipped_batches")) is not None and int(count)
+        if (count := getattr(norm, "skipped_batches", None)) is not None and int(count)
     }
     if skipped:
         yield Finding(
