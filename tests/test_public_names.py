@@ -17,7 +17,7 @@ NAMES = {
     "Renorm", "timm_norm_act",
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
     "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
-    "functional", "convert", "revert", "show_versions", "use_backend",
+    "functional", "convert", "revert", "reverted", "show_versions", "use_backend",
     "recalibrate", "pool_statistics", "freeze", "unfreeze", "adapt",
     "xray", "diagnose", "Diagnosis", "watch", "check_model",
 }  # fmt: skip

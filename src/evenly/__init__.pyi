@@ -1,6 +1,6 @@
+from evenly import functional as functional
 from evenly import keras as keras
 from evenly.backends import use_backend as use_backend
-from evenly.nn import functional as functional
 from evenly.nn.batchnorm import BatchNorm as BatchNorm
 from evenly.nn.batchnorm import BatchNorm1d as BatchNorm1d
 from evenly.nn.batchnorm import BatchNorm2d as BatchNorm2d
@@ -24,6 +24,7 @@ from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
 from evenly.tools.pool_statistics import pool_statistics as pool_statistics
 from evenly.tools.recalibrate import recalibrate as recalibrate
+from evenly.tools.reverted import reverted as reverted
 from evenly.tools.watch import watch as watch
 from evenly.tools.xray import xray as xray
 from evenly.versions import show_versions as show_versions

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
+import copy
+import warnings
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from tests.processes import Processes
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils.fusion import fuse_conv_bn_eval, fuse_linear_bn_eval
 from torch.optim.swa_utils import update_bn
 
 import evenly
+
+with warnings.catch_warnings():
+    warnings.simplefilter("ignore", DeprecationWarning)  # both are written in TorchScript
+    from torch.fx.experimental import optimization
+    from torch.utils import mkldnn
 
 
 def test_update_bn_sees_our_layers() -> None:
@@ -26,16 +35,80 @@ def test_update_bn_sees_our_layers() -> None:
     assert model[1].momentum == 0.1
 
 
-def test_convert_sync_batchnorm_drops_the_activation() -> None:
-    """torch's converter rebuilds our layer as its own, silently without activation; SyncBatchNorm of ours keeps it."""
-    layer = evenly.BatchNorm2d(3, activation="relu")
+@pytest.mark.parametrize("extra", [{"activation": "relu"}, {"ghosts": 2}, {"average": "debiased"}, {"single": "skip"}])
+def test_convert_sync_batchnorm_refuses_what_it_would_drop(extra: dict[str, Any]) -> None:
+    """torch's converter rebuilds a layer of ours as its own; where that would lose something it says so."""
+    plain = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(evenly.BatchNorm2d(3)))[0]
+    assert type(plain) is nn.SyncBatchNorm
 
-    replaced = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(layer))[0]
-
-    assert type(replaced) is nn.SyncBatchNorm
-    assert not hasattr(replaced, "activation")
-    assert replaced.weight is layer.weight
+    with pytest.raises(RuntimeError, match=f"would drop {next(iter(extra))}=.*evenly.convert"):
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(evenly.BatchNorm2d(3, **extra)))
     assert evenly.SyncBatchNorm(3, activation="relu").activation == "relu"
+
+
+def _pair(**extra: Any) -> tuple[nn.Sequential, torch.Tensor]:
+    model, x = nn.Sequential(nn.Conv2d(3, 4, 3), evenly.BatchNorm2d(4, **extra)), torch.randn(2, 3, 8, 8)
+    model(x)
+    return model.eval(), x
+
+
+def test_fuse_conv_bn_eval_does_not_lose_the_activation() -> None:
+    """torch's folding takes a plain layer of ours, and refuses one with an activation of its own."""
+    model, x = _pair()
+    torch.testing.assert_close(fuse_conv_bn_eval(*model)(x), model(x), rtol=1e-4, atol=1e-5)
+
+    model, x = _pair(activation="relu")
+    with pytest.raises(RuntimeError, match="fuse_conv_bn_eval would drop activation='relu'"):
+        fuse_conv_bn_eval(*model)
+
+
+def test_fuse_linear_bn_eval_does_not_lose_the_activation() -> None:
+    """The same for dense layers."""
+    with pytest.raises(RuntimeError, match="fuse_linear_bn_eval would drop activation='relu'"):
+        fuse_linear_bn_eval(nn.Linear(3, 4).eval(), evenly.BatchNorm1d(4, activation="relu").eval())
+
+
+def test_to_mkldnn_does_not_lose_the_activation() -> None:
+    """torch's converter takes a plain layer of ours (frozen or not), and refuses one with an activation."""
+    if not torch.backends.mkldnn.is_available():
+        pytest.skip("torch without mkldnn")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.jit is deprecated
+        model, x = _pair()
+        y = mkldnn.to_mkldnn(copy.deepcopy(evenly.freeze(model)))(x.to_mkldnn()).to_dense()
+        torch.testing.assert_close(y, model(x), rtol=1e-4, atol=1e-5)
+        with pytest.raises(RuntimeError, match="mkldnn would drop activation='relu'"):
+            mkldnn.to_mkldnn(_pair(activation="relu")[0])
+
+
+def test_quantization_and_fx_fusion_leave_our_layers() -> None:
+    """Both look up exact types: one says so, the other leaves the norm as it is; reverted, both fold."""
+    model, x = _pair()
+    y = model(x)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # torch.ao is deprecated
+        with pytest.raises(AssertionError, match="did not find fuser method"):
+            torch.ao.quantization.fuse_modules(model, ["0", "1"])
+        assert any(type(m) is evenly.BatchNorm2d for m in optimization.fuse(model).modules())
+        with evenly.reverted(model):
+            folded = optimization.fuse(model), torch.ao.quantization.fuse_modules(model, ["0", "1"])
+
+    for one in folded:
+        assert not any(isinstance(m, nn.BatchNorm2d) for m in one.modules())
+        torch.testing.assert_close(one(x), y, rtol=1e-4, atol=1e-5)
+    assert type(model[1]) is evenly.BatchNorm2d
+
+
+def test_folding_a_fused_block_keeps_its_activation() -> None:
+    """`evenly.convert(fuse=True)` leaves the activation where it was: a folded norm is followed by it."""
+    model = evenly.convert(nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.ReLU()).eval(), fuse=True)
+    x = torch.randn(2, 3, 8, 8)
+    y = model(x)
+
+    model[0], model[1] = fuse_conv_bn_eval(model[0], model[1]), nn.Identity()
+
+    torch.testing.assert_close(model(x), y, rtol=1e-4, atol=1e-5)
+    assert (y >= 0).all()
 
 
 def test_timm_norm_act_reads_timms_arguments() -> None:

@@ -17,6 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 import evenly
 from evenly.core.activation import Activation
+from evenly.tools import fuse
 from evenly.tools.fuse import fused_from
 
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], int]] = {
@@ -55,34 +56,19 @@ def assert_same(actual: dict[str, Tensor], expected: dict[str, Tensor]) -> None:
 def taken(model: nn.Module, *x: Tensor) -> list[tuple[str, str | None, bool]]:
     """Which norms were given what in one forward: name, activation, whether a residual."""
     found: list[tuple[str, str | None, bool]] = []
-    calls: dict[str, Any] = {}
-    for name, module in model.named_modules():
-        if module.__class__.__module__.startswith("evenly.nn"):
-            calls[name] = module
+    names = {module: name for name, module in model.named_modules()}
+    take = fuse._take
 
-    original: dict[type, Any] = {}
+    def spy(norm: nn.Module, x: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
+        found.append((names[norm], activation.name, residual is not None))
+        return take(norm, x, residual, activation)
 
-    def spy(cls: type) -> None:
-        original[cls] = cls.forward  # type: ignore[attr-defined]
-
-        def forward(self: Any, input: Tensor, residual: Tensor | None = None, *rest: Any, **named: Any) -> Tensor:
-            name = next(n for n, m in calls.items() if m is self)
-            activation: Activation | None = named.get("activation")
-            if activation is not None:
-                found.append((name, activation.name, residual is not None))
-            y: Tensor = original[cls](self, input, residual, *rest, **named)
-            return y
-
-        cls.forward = forward  # type: ignore[attr-defined]
-
+    fuse._take = spy
     try:
-        for cls in {type(m) for m in calls.values()}:
-            spy(next(c for c in cls.__mro__ if "forward" in vars(c)))
         with torch.no_grad():
             model(*x)
     finally:
-        for cls, forward in original.items():
-            cls.forward = forward  # type: ignore[attr-defined]
+        fuse._take = take
     return found
 
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.backends.records import Given, Tensors
-from evenly.backends.running import Pending, Running
+from evenly.backends.running import Running
 from evenly.core import running as averages
 from evenly.core.activation import Activation, ActivationName
 from evenly.nn import check, lazy
@@ -22,6 +22,8 @@ from evenly.nn.renorm import Renorm
 from evenly.nn.settings import Settings, settings_of
 from evenly.nn.sync import Processes, processes
 from evenly.nn.tracked import Tracked
+
+_OTHERS = attrgetter("activation", "activation_args", "channel", "ghosts", "zero_masked", "single", "renorm", "inplace")
 
 
 class BatchNorm(Fused, Tracked, _BatchNorm):
@@ -174,9 +176,9 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual, mask)
         return batch(input, tensors, self._statistics(), settings, self._processes() if self.sync else None)
 
-    _asked = attrgetter(
-        "eps", "activation", "activation_args", "channel", "ghosts", "zero_masked", "single", "renorm", "inplace"
-    )
+    def _asked(self) -> tuple[Any, ...]:
+        # Not self.eps, which looks who asks.
+        return self.__dict__["eps"], *_OTHERS(self)
 
     def _make_settings(self) -> Settings:
         return settings_of(
@@ -193,9 +195,10 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
             return Given(mean, var)
         if not self.track_running_stats:
             return None
+        batches = state_of(self, "num_batches_tracked")
         return Running(
-            mean, var, averages.average(self.average, self.momentum), state_of(self, "num_batches_tracked"),
-            self._buffers.get("skipped_batches"), self.unbiased, self.nonfinite == "skip",
+            mean, var, averages.average(self.average, self.momentum), batches,
+            None if batches is None else self._skipped(mean), self.unbiased, self.nonfinite == "skip",
             self._pending() if self.accumulate > 1 else None,
         )  # fmt: skip
 
@@ -210,24 +213,6 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         """As torch's, but a process group, which cannot be copied or pickled, goes by its name."""
         group = self.process_group
         return {**super().__getstate__(), "process_group": getattr(group, "group_name", group)}
-
-    def _pending(self) -> Pending:
-        """Where micro-batches wait for each other; made when first asked for, and not part of the state."""
-        like = {"pending_seen": self.num_batches_tracked}
-        like |= dict.fromkeys(("pending_count", "pending_mean", "pending_m2"), self.running_mean)
-        for name, buffer in like.items():
-            if name not in self._buffers:
-                assert buffer is not None
-                self.register_buffer(name, torch.zeros_like(buffer), persistent=False)
-        return Pending(self.accumulate, *(self._buffers[name] for name in like))  # type: ignore[arg-type]
-
-    def reset_running_stats(self) -> None:
-        """Zero mean, unit variance, no batches seen, none skipped, none pending."""
-        super().reset_running_stats()
-        for name in ("skipped_batches", "pending_seen", "pending_count", "pending_mean", "pending_m2"):
-            buffer = self._buffers.get(name)
-            if buffer is not None:
-                buffer.zero_()
 
     def extra_repr(self) -> str:
         """torch's, and evenly's extras where they are not at their defaults."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from operator import attrgetter
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,8 @@ from evenly.nn.layer import Fused, leaf, state_of, traced
 from evenly.nn.samples import samples
 from evenly.nn.settings import Settings, settings_of
 from evenly.nn.tracked import Tracked
+
+_OTHERS = attrgetter("activation", "activation_args", "zero_masked")
 
 
 class _Instance(Fused, Tracked, _InstanceNorm):
@@ -91,7 +94,9 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         y = self._normalized(x, tensors, self._settings(activation))
         return y[0] if single else y
 
-    _asked = attrgetter("eps", "activation", "activation_args", "zero_masked")
+    def _asked(self) -> tuple[Any, ...]:
+        # Not self.eps, which looks who asks.
+        return self.__dict__["eps"], *_OTHERS(self)
 
     def _make_settings(self) -> Settings:
         return settings_of(
@@ -111,7 +116,7 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         if self.frozen or not (self.training or not self.track_running_stats):
             return batch(x, tensors, Given(mean, var), settings)
         average = ema(self.momentum if self.momentum is not None else 0.0)
-        running = Running(mean, var, average, skipped=self._buffers.get("skipped_batches"))
+        running = Running(mean, var, average, skipped=self._skipped(mean))
         return samples(x, tensors, running, settings)
 
     def extra_repr(self) -> str:

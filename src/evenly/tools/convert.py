@@ -7,38 +7,21 @@ not touched, because nothing is rebuilt.
 from __future__ import annotations
 
 import warnings
-from inspect import Parameter, signature
-from typing import Any
+from typing import TypeVar
 
-import torch
 from torch import nn
-from torch.nn.modules.batchnorm import _BatchNorm
 
-from evenly.nn import batchnorm, instancenorm, modules
-from evenly.nn.tracked import Tracked, adopt
+from evenly.nn.tracked import adopt
 from evenly.tools import fuse as fusing
 from evenly.tools import kinds, redundant, walk
 from evenly.tools.flow import Unreadable
+from evenly.tools.follow import pristine
+from evenly.tools.pairs import EVENLY_OF, OURS, back_to_torch, beyond_torch
 
-_TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
-    batchnorm.BatchNorm1d: nn.BatchNorm1d,
-    batchnorm.BatchNorm2d: nn.BatchNorm2d,
-    batchnorm.BatchNorm3d: nn.BatchNorm3d,
-    batchnorm.SyncBatchNorm: nn.SyncBatchNorm,
-    instancenorm.InstanceNorm1d: nn.InstanceNorm1d,
-    instancenorm.InstanceNorm2d: nn.InstanceNorm2d,
-    instancenorm.InstanceNorm3d: nn.InstanceNorm3d,
-    modules.GroupNorm: nn.GroupNorm,
-    modules.LayerNorm: nn.LayerNorm,
-    modules.RMSNorm: nn.RMSNorm,
-}
-_EVENLY_OF = {torchs: ours for ours, torchs in _TORCH_OF.items()}
-_OURS = (*_TORCH_OF, batchnorm.BatchNorm)
-# Extras of the constructor that show as a parameter that is None, or that only start a parameter.
-_NOT_SETTINGS = {"bias", "scale", "weight_init", "bias_init"}
+Model = TypeVar("Model", bound=nn.Module)
 
 
-def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, drop_bias: bool = False) -> nn.Module:
+def convert(model: Model, *, fuse: bool = False, norm: str | None = None, drop_bias: bool = False) -> Model:
     """Turn torch.nn's norms into evenly's, in place.
 
     Every layer computes what it computed before; parameters, buffers, state_dict keys, hooks,
@@ -75,9 +58,12 @@ def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, dr
     switch = None if norm is None else kinds.switch(norm, model)
     left: dict[str, str] = {}
     for name, module in model.named_modules():
-        if type(module) in _EVENLY_OF:
-            adopt(module, _EVENLY_OF[type(module)])
-        elif walk.is_norm(module) and type(module) not in _OURS:
+        vars(module).pop("_frozen_from", None)  # asked to be ours: `evenly.unfreeze` leaves it so
+        if type(module) in EVENLY_OF and not pristine(type(module)):
+            left[name] = f"the forward of {type(module).__name__} was replaced"
+        elif type(module) in EVENLY_OF:
+            adopt(module, EVENLY_OF[type(module)])
+        elif walk.is_norm(module) and type(module) not in OURS:
             left[name] = _why_foreign(module)
         if switch is not None:
             switch(module)
@@ -96,7 +82,7 @@ def convert(model: nn.Module, *, fuse: bool = False, norm: str | None = None, dr
     return model
 
 
-def revert(model: nn.Module) -> nn.Module:
+def revert(model: Model) -> Model:
     """Turn evenly's norms into torch.nn's, in place; what `convert` did is undone.
 
     Fused blocks get their own class back, and switched norms their kind. A layer that computes
@@ -120,44 +106,15 @@ def revert(model: nn.Module) -> nn.Module:
     for name, module in model.named_modules():
         fusing.unfuse(module)
         kinds.restore(module)
-        if type(module) not in _OURS:
+        if type(module) not in OURS:
             continue
-        extras = _extras(type(module))
-        changed = [f"{e}={getattr(module, e)!r}" for e, default in extras.items() if getattr(module, e) != default]
-        if type(module) is batchnorm.BatchNorm:
-            changed.append("any rank")
+        changed = beyond_torch(module)
         if changed:
             left[name] = ", ".join(changed)
         else:
-            _give_back(module, _TORCH_OF[type(module)], extras)
+            back_to_torch(module)
     _warn_of("revert", left)
     return model
-
-
-def _give_back(module: nn.Module, torchs: type[nn.Module], extras: dict[str, Any]) -> None:
-    for name in (*extras, "weight_init", "bias_init"):
-        vars(module).pop(name, None)
-    if isinstance(module, Tracked):
-        for name in module._non_persistent_buffers_set & module._buffers.keys():
-            del module._buffers[name]
-        module._non_persistent_buffers_set.clear()
-        weight = getattr(module, "weight", None)
-        if weight is not None and weight.dtype in (torch.float16, torch.bfloat16):
-            for name in ("running_mean", "running_var"):
-                buffer = module._buffers[name]
-                module._buffers[name] = None if buffer is None else buffer.to(weight.dtype)
-    module.__class__ = torchs
-
-
-def _extras(ours: type[nn.Module]) -> dict[str, Any]:
-    """What a class of ours takes beyond torch's, and the defaults under which it computes the same."""
-    constructor: Any = batchnorm.BatchNorm.__init__ if issubclass(ours, _BatchNorm) else ours.__init__
-    names = [n for n, p in signature(constructor).parameters.items() if p.kind is Parameter.KEYWORD_ONLY]
-    if issubclass(ours, Tracked):
-        names.append("frozen")
-    if ours is batchnorm.SyncBatchNorm:
-        names.remove("process_group")  # torch's has it too
-    return {name: getattr(ours, name) for name in names if name not in _NOT_SETTINGS}
 
 
 def _why_foreign(module: nn.Module) -> str:

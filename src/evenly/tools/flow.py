@@ -9,7 +9,7 @@ still hold.
 
 from __future__ import annotations
 
-import operator
+import random
 from collections.abc import Iterator
 from contextlib import contextmanager
 from inspect import Parameter, signature
@@ -17,14 +17,15 @@ from types import BuiltinFunctionType, FunctionType, NoneType
 from typing import Any, NamedTuple
 
 import torch
-from torch import Tensor, fx, nn
+from torch import fx, nn
+
+from evenly.tools.follow import is_tensor
+from evenly.tools.stand import Unreadable, is_stand, stand_for
+
+__all__ = ["Flow", "Unreadable", "read"]
 
 # What may be read off a block: values that cannot change without being replaced.
 _PLAIN = (NoneType, bool, int, float, str, torch.dtype, torch.device, FunctionType, BuiltinFunctionType)
-
-
-class Unreadable(Exception):  # noqa: N818  # not an error: the reason why a block is left alone
-    """Why a block's data flow cannot be known."""
 
 
 class Flow(NamedTuple):
@@ -48,6 +49,8 @@ def read(block: nn.Module) -> Flow:
         Unreadable: it cannot be known; the message says why.
     """
     cls = type(block)
+    if "type" in getattr(getattr(cls.forward, "__code__", None), "co_names", ()):
+        raise Unreadable("its forward asks for a type")  # a stand-in's is another
     if isinstance(block, (fx.GraphModule, torch.jit.ScriptModule)):
         raise Unreadable(f"is a {cls.__name__}, made by a compiler")
     if "forward" in vars(block):
@@ -55,7 +58,7 @@ def read(block: nn.Module) -> Flow:
     inputs = _tensors_taken(cls)
     settings: dict[str, Any] = {}
     try:
-        with _no_autograd_functions():
+        with _no_autograd_functions(), _no_random_numbers():
             graph = _Tracer().trace(_probe(block, inputs, settings))
     except Unreadable:
         raise
@@ -66,7 +69,8 @@ def read(block: nn.Module) -> Flow:
     for name, value in settings.items():
         if name == "training":
             raise Unreadable("its forward reads self.training")
-        if not _is_plain(value):
+        settings[name] = snapshot(value)
+        if not _is_plain(settings[name]):
             raise Unreadable(f"its forward reads self.{name}, a {type(value).__name__}")
     return Flow(graph, inputs, tuple(settings.items()))
 
@@ -75,9 +79,17 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, _PLAIN) or (isinstance(value, tuple) and all(map(_is_plain, value)))
 
 
+def snapshot(value: Any) -> Any:
+    """A setting as it can be kept and compared: lists inside tuples of settings as tuples."""
+    if isinstance(value, tuple) and not all(map(_is_plain, value)):
+        return tuple(tuple(item) if type(item) is list else item for item in value)
+    return value
+
+
 def _tensors_taken(cls: type[nn.Module]) -> int:
     parameters = list(signature(cls.forward).parameters.values())[1:]
-    required = [p for p in parameters if p.default is Parameter.empty]
+    stars = (Parameter.VAR_POSITIONAL, Parameter.VAR_KEYWORD)  # read when empty; the guard sees to it
+    required = [p for p in parameters if p.default is Parameter.empty and p.kind not in stars]
     if not required or any(
         p.kind not in (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD) for p in required
     ):
@@ -118,26 +130,10 @@ def _probe(block: nn.Module, inputs: int, settings: dict[str, Any]) -> nn.Module
     return probe
 
 
-class _Stand(fx.Proxy):
-    """A stand-in that passes for a tensor in ``isinstance``, and whose ``+=`` stays an ``+=``."""
-
-    __class__ = property(lambda self: Tensor)
-    _is_param = _is_buffer = False
-
-
-def _in_place(operation: Any) -> Any:
-    def method(self: _Stand, other: Any) -> Any:
-        return self.tracer.create_proxy("call_function", operation, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv", "ifloordiv", "imod", "ipow", "iand", "ior", "ixor", "imatmul"):
-    setattr(_Stand, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
 class _Tracer(fx.Tracer):
     """Children are leaves; operations are noted only in the state in which the trace began."""
+
+    proxy_buffer_attributes = True  # else ``self.calls.add_(1)`` would count here, and never again
 
     def __init__(self) -> None:
         # By default the functions of `math` are replaced while tracing, for everyone in the process.
@@ -147,11 +143,11 @@ class _Tracer(fx.Tracer):
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True
 
-    def proxy(self, node: fx.Node) -> fx.Proxy:
-        return _Stand(node, self)
+    def proxy(self, node: fx.Node) -> Any:
+        return stand_for(node, self, is_tensor(node, self.root))
 
     def create_arg(self, a: Any) -> Any:
-        return a.node if type(a) is _Stand else super().create_arg(a)
+        return a.node if is_stand(a) else super().create_arg(a)
 
     def create_proxy(self, *arguments: Any, **named: Any) -> fx.Proxy:
         if _state() != self._state:
@@ -183,3 +179,15 @@ def _no_autograd_functions() -> Iterator[None]:
         yield
     finally:
         setattr(torch.autograd.Function, "apply", original)  # noqa: B010
+
+
+@contextmanager
+def _no_random_numbers() -> Iterator[None]:
+    """Refuse what draws numbers while it is traced, and leave the generators where they were."""
+    before, own = torch.get_rng_state(), random.getstate()
+    yield
+    drawn = not torch.equal(torch.get_rng_state(), before) or random.getstate() != own
+    if drawn:
+        torch.set_rng_state(before)
+        random.setstate(own)
+        raise Unreadable("its forward draws random numbers")

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
+from torch.nn.modules import module as every
 
 from evenly.core.activation import IDENTITY, Activation
 
@@ -28,7 +29,31 @@ _FUNCTIONS: dict[Any, tuple[str, str | None]] = {
     F.elu: ("elu", "alpha"), F.elu_: ("elu", "alpha"),
 }  # fmt: skip
 _ADDS = (operator.add, operator.iadd, torch.add, "add", "add_")
+_OURS = ("evenly.nn.batchnorm", "evenly.nn.instancenorm", "evenly.nn.groupnorm", "evenly.nn.layernorm")
 _FRESH = (nn.modules.conv._ConvNd, nn.Linear)  # their output is a new tensor that nobody else holds
+
+
+# Those of torch's modules that return one tensor, whatever they were set to.
+_ONE_TENSOR = tuple(
+    f"torch.nn.modules.{name}"
+    for name in ("batchnorm", "conv", "dropout", "instancenorm", "linear", "normalization", "padding", "pixelshuffle")
+)
+_ARITHMETIC = {getattr(operator, n) for n in ("add", "sub", "mul", "truediv", "neg", "matmul", "iadd", "isub", "imul")}
+
+
+def is_tensor(node: fx.Node, root: nn.Module) -> bool:
+    """Whether the value of ``node`` is a tensor for certain; placeholders are, by a fused forward's guard."""
+    if node.op in ("placeholder", "get_attr"):
+        return True
+    if node.op == "call_module":
+        child = root.get_submodule(str(node.target))
+        return type(child) in _MODULES or type(child).__module__ in _ONE_TENSOR or type(child).__module__ in _OURS
+    if node.target in _FUNCTIONS:
+        return True
+    return node.target in _ARITHMETIC and any(isinstance(a, fx.Node) and is_tensor(a, root) for a in node.args)
+
+
+_CALL = nn.Module.__call__
 
 
 class Followers(NamedTuple):
@@ -107,15 +132,42 @@ def activation_of(node: fx.Node, block: nn.Module) -> Activation | None:
 
 def stands_for(module: nn.Module) -> Activation | None:
     """The activation that calling ``module`` applies; None for any other module, and where somebody listens to it."""
-    hooks = (module._forward_hooks, module._forward_pre_hooks, module._backward_hooks, module._backward_pre_hooks)
-    if any(hooks):
+    if is_heard(module) or _FORWARDS.get(type(module)) is not type(module).forward:
         return None
     if type(module) is nn.Identity:
         return IDENTITY
-    if type(module) not in _MODULES or getattr(module, "approximate", "none") != "none":
+    if getattr(module, "approximate", "none") != "none":
         return None
     name, parameter = _MODULES[type(module)]
     return Activation.of(name, () if parameter is None else (getattr(module, parameter),))
+
+
+def is_heard(module: nn.Module) -> bool:
+    """Whether anybody listens to calls of ``module`` itself, or has put something in their place."""
+    return bool(
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or module._backward_hooks
+        or module._backward_pre_hooks
+        or "forward" in module.__dict__
+        or type(module).__call__ is not _CALL
+    )
+
+
+def all_are_heard() -> bool:
+    """Whether anybody listens to calls of every module."""
+    return bool(
+        every._global_forward_hooks
+        or every._global_forward_pre_hooks
+        or every._global_backward_hooks
+        or every._global_backward_pre_hooks
+    )
+
+
+def pristine(cls: type[nn.Module]) -> bool:
+    """Whether a class of torch.nn's or ours has the forward that it came with."""
+    home: str = getattr(cls.forward, "__globals__", {}).get("__name__", "")
+    return home.startswith(("torch.nn.modules.", "evenly.nn."))
 
 
 def _only_user(node: fx.Node) -> fx.Node | None:
@@ -153,3 +205,8 @@ def _may_move(norm: fx.Node, to: fx.Node, block: nn.Module) -> bool:
     assert isinstance(made, fx.Node)
     fresh = made.op == "call_module" and isinstance(block.get_submodule(str(made.target)), _FRESH)
     return fresh and len(made.users) == 1
+
+
+# What each class computes; another forward on the class is somebody's replacement.
+_KNOWN: tuple[Any, ...] = (*_MODULES, nn.Identity)
+_FORWARDS: dict[Any, Any] = {cls: cls.forward for cls in _KNOWN if pristine(cls)}

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any, TypeVar
 
 from torch import nn
 
+from evenly.nn.tracked import Tracked, adopt
 from evenly.tools import walk
+from evenly.tools.follow import pristine
+from evenly.tools.pairs import EVENLY_OF, back_to_torch
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -17,8 +21,11 @@ def freeze(model: Model) -> Model:
     ``y = weight * (x - running_mean) / sqrt(running_var + eps) + bias``, in training as in
     evaluation: statistics are neither measured nor updated. Weight and bias stay trainable.
 
-    Nothing of the model changes but a hook on each norm, which keeps it in evaluation form:
-    classes, keys of the state_dict, copies and pickles are as before.
+    torch.nn's batch norms become evenly's with ``frozen=True``, in place, and remember what they
+    were: so it holds in models that were compiled before, and what would wipe or replace the
+    statistics (weight averaging, sync converters) leaves them alone or raises. Layers of somebody
+    else's class get a hook that keeps them in evaluation form; torch.compile does not look at
+    hooks anew, so a warning names these. Keys of the state_dict, copies and pickles are as before.
 
     Args:
         model: changed in place.
@@ -34,8 +41,14 @@ def freeze(model: Model) -> Model:
         >>> int(model[1].num_batches_tracked)
         0
     """
-    for norm in walk.tracking(model).values():
-        hold(norm)
+    by_hooks = [name for name, norm in walk.tracking(model).items() if not hold(norm)]
+    if by_hooks:
+        more = f" and {len(by_hooks) - 8} more" if len(by_hooks) > 8 else ""
+        warnings.warn(
+            f"evenly.freeze holds by hooks, for their classes are not torch.nn's: {', '.join(by_hooks[:8])}{more}. "
+            "torch.compile does not look at hooks anew: freeze before compiling.",
+            stacklevel=2,
+        )
     return model
 
 
@@ -60,21 +73,36 @@ def unfreeze(model: Model) -> Model:
     return model
 
 
-def hold(norm: nn.Module) -> None:
-    """Freeze one norm."""
+def hold(norm: nn.Module) -> bool:
+    """Freeze one norm; whether that holds by itself, and not by a hook."""
+    cls = type(norm)
+    if cls in EVENLY_OF and pristine(cls):
+        adopt(norm, EVENLY_OF[cls])
+        vars(norm)["_frozen_from"] = cls
+    if isinstance(norm, Tracked):
+        norm.frozen = True
+        return True
     if not is_frozen(norm):
         norm.register_forward_pre_hook(_evaluate)
     norm.training = False
+    return False
 
 
 def release(norm: nn.Module) -> None:
-    """Take the hook of `hold` away."""
+    """Undo `hold`, and whatever else froze the norm."""
+    if isinstance(norm, Tracked):
+        norm.frozen = False
+        origin: type[nn.Module] | None = vars(norm).pop("_frozen_from", None)
+        if origin is not None and type(norm) is EVENLY_OF[origin]:
+            back_to_torch(norm)
     for key in [key for key, hook in norm._forward_pre_hooks.items() if hook is _evaluate]:
         del norm._forward_pre_hooks[key]
 
 
 def is_frozen(norm: nn.Module) -> bool:
-    """Whether `freeze` holds this norm's statistics."""
+    """Whether this norm's statistics are fixed, whatever fixed them."""
+    if isinstance(norm, Tracked) and norm.frozen:
+        return True
     return any(hook is _evaluate for hook in norm._forward_pre_hooks.values())
 
 

@@ -20,10 +20,17 @@ from torch import Tensor, nn
 
 from evenly.backends.activations import apply_activation
 from evenly.core.activation import IDENTITY, Activation
-from evenly.nn.fused import Fused, activation_of
-from evenly.tools.flow import Flow, read
-from evenly.tools.follow import followers, stands_for
+from evenly.nn import batchnorm, instancenorm, modules
+from evenly.tools.flow import Flow, read, snapshot
+from evenly.tools.follow import all_are_heard, followers, is_heard, pristine, stands_for
 
+_NORMS: tuple[Any, ...] = (
+    batchnorm.BatchNorm, batchnorm.BatchNorm1d, batchnorm.BatchNorm2d, batchnorm.BatchNorm3d, batchnorm.SyncBatchNorm,
+    instancenorm.InstanceNorm1d, instancenorm.InstanceNorm2d, instancenorm.InstanceNorm3d,
+    modules.GroupNorm, modules.LayerNorm, modules.RMSNorm,
+)  # fmt: skip
+# Exactly these take a residual and an activation with a call; somebody's subclass may have another forward.
+_FORWARDS = {cls: cls.forward for cls in _NORMS if pristine(cls)}
 _POSITIONAL = (Parameter.POSITIONAL_ONLY, Parameter.POSITIONAL_OR_KEYWORD)
 
 
@@ -51,10 +58,13 @@ class Plan:
 
     def holds(self, block: nn.Module) -> bool:
         """Whether ``block`` is as it was when the plan was made, and nobody listens where nothing would be heard."""
-        if _children(block) != self.children:
+        if all_are_heard() or _children(block) != self.children:
             return False
         own = vars(block)
-        if any(name not in own or (own[name] is not value and own[name] != value) for name, value in self.settings):
+        if any(
+            name not in own or (own[name] is not value and snapshot(own[name]) != value)
+            for name, value in self.settings
+        ):
             return False
         if any(stands_for(_child(block, name)) != activation for name, activation in self.absorbed):
             return False
@@ -88,7 +98,8 @@ def fused_from(block: nn.Module) -> type[nn.Module] | None:
 
 def can_take(module: nn.Module) -> bool:
     """Whether a norm is ours, has no activation of its own, and nobody listens to what comes out of it."""
-    return isinstance(module, Fused) and module.activation is None and not _heard(module)
+    cls = type(module)
+    return cls in _FORWARDS and cls.forward is _FORWARDS[cls] and module.activation is None and not is_heard(module)
 
 
 def norm_then(norm: nn.Module, x: Tensor, residual: Tensor | None, name: str | None, args: tuple[float, ...]) -> Tensor:
@@ -101,11 +112,15 @@ def norm_then(norm: nn.Module, x: Tensor, residual: Tensor | None, name: str | N
         name: of the activation, or None.
         args: its parameter, if it has one.
     """
-    activation = activation_of(name, args)
+    activation = Activation.of(name, args)
     if residual is None or (residual.shape == x.shape and residual.dtype == x.dtype):
-        y: Tensor = norm(x, residual, activation=activation)
-        return y
+        return _take(norm, x, residual, activation)
     return apply_activation(norm(x) + residual, activation)
+
+
+def _take(norm: nn.Module, x: Tensor, residual: Tensor | None, activation: Activation) -> Tensor:
+    y: Tensor = norm(x, residual, activation=activation)
+    return y
 
 
 def _plan(block: nn.Module, flow: Flow) -> Plan | None:
@@ -198,12 +213,6 @@ def _child(block: nn.Module, name: str) -> nn.Module:
 
 def _children(block: nn.Module) -> tuple[str, ...]:
     return tuple(name for name, child in block._modules.items() if child is not None)
-
-
-def _heard(module: nn.Module) -> bool:
-    return bool(
-        module._forward_hooks or module._backward_hooks or module._backward_pre_hooks  # what comes out of it
-    )
 
 
 def _by_name(value: Any) -> Any:

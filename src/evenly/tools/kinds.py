@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.nn.batchnorm import BatchNorm, BatchNorm1d, BatchNorm2d, BatchNorm3d, SyncBatchNorm
-from evenly.nn.modules import GroupNorm
+from evenly.nn.groupnorm import GroupNorm
 
 _KNOWN = '"group", "group:G", "layer", "instance", "ghost:K", "sync", "frozen", "batch"'
 
@@ -56,7 +56,7 @@ def switch(norm: str, model: nn.Module) -> Callable[[nn.Module], None]:
         case "frozen":
             return partial(_to_batch, frozen=True)
         case "batch":
-            return _to_batch
+            return partial(_to_batch, frozen=False)
     raise ValueError(f"unknown norm {norm!r}; known are {_KNOWN}.")
 
 
@@ -91,11 +91,11 @@ def _to_group(module: nn.Module, groups: int | None) -> None:
 
 
 def _to_batch(module: nn.Module, **settings: Any) -> None:
-    """A batch norm by itself, but for ``settings``; where a ``sync`` is not asked for, it ends."""
+    """A batch norm by itself, but for ``settings``; where a ``sync`` is not asked for, it ends. Frozen stays frozen."""
     restore(module)
     if not _is_ours(module):
         return
-    wanted = {"ghosts": 1, "sync": False, "frozen": False, **settings}
+    wanted = {"ghosts": 1, "sync": False, **settings}
     own = vars(module)
     changed = {name: value for name, value in wanted.items() if getattr(module, name) != value}
     removed = {name: own[name] for name in changed if name in own}
