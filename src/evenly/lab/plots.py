@@ -31,6 +31,7 @@ DASHES = {
 }  # fmt: skip
 LABELS = {"none": "no norm", "ghost": "ghost batches", "renorm": "renormalization"}
 HEIGHT = 260
+SOFT = "#57606A"  # of lines and words that are no data
 
 
 @dataclass(frozen=True)
@@ -95,13 +96,13 @@ def series(names: Sequence[str], field: str = "norm", *, legend: bool = True) ->
 
 def ends(
     rows: Sequence[dict[str, Any]], x: str, y: str = "value", name: str = "norm", *,
-    domain: Sequence[float] | None = (0, 1), height: int = 260,
+    domain: Sequence[float] | None = (0, 1),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row per line of a chart: its name, to be written at its end, moved apart where ends lie close together."""
     last = {row[name]: row for row in sorted(rows, key=lambda row: float(row[x]))}
     finite = [float(row[y]) for row in rows if math.isfinite(row[y])]
     low, high = domain or (min(finite, default=0.0), max(finite, default=1.0))
-    gap = 15 / height * ((high - low) or 1.0)
+    gap = (15 if domain else 22) / HEIGHT * ((high - low) or 1.0)  # a free axis reaches further than its rows
     place = {who: min(max(float(row[y]), low), high) if math.isfinite(row[y]) else low for who, row in last.items()}
     ordered = sorted(place, key=place.__getitem__)
     for _ in range(200):  # push neighbours apart, a little at a time, until all have room
@@ -113,24 +114,21 @@ def ends(
 
 
 def names_at_ends(
-    rows: Sequence[dict[str, Any]], names: Sequence[str], x: alt.X, field: str, *, name: str = "norm",
-    domain: Sequence[float] | None = (0, 1), y: str = "value", height: int = 260,
+    rows: Sequence[dict[str, Any]], names: Sequence[str], x: alt.X, *, name: str = "norm",
+    domain: Sequence[float] | None = (0, 1), goal: float | None = None,
 ) -> alt.Chart:  # fmt: skip
-    """The name of each line beside its end, in place of a legend."""
+    """The name of each line beside its end, in place of a legend; ``goal``, if given, is named there too."""
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
-    labels = ends(rows, field, y, name, domain=domain, height=height)
+    across = x.to_dict()["field"]
+    shown, ending = {label(n): COLORS[n] for n in names}, list(rows)
+    if goal is not None:
+        words = f"{goal:.0%}: trained"
+        shown[words] = SOFT
+        ending.append({name: words, across: max(row[across] for row in rows), "value": goal})
+    labels = ends(ending, across, name=name, domain=domain)
     drawn = alt.Chart(alt.InlineData(values=labels)).mark_text(align="left", dx=7, fontSize=12, fontWeight="bold")
-    return drawn.encode(
-        x=x, y=alt.Y("place:Q", scale=scale), text=f"{name}:N", color=series(names, name, legend=False)["color"],
-    )  # fmt: skip
-
-
-def goal_line(goal: float, words: str) -> alt.LayerChart:
-    """A line across the chart at the accuracy that counts as trained, with its words."""
-    base = alt.Chart(alt.InlineData(values=[{"goal": goal, "words": words}])).encode(y="goal:Q")
-    rule = base.mark_rule(strokeDash=[2, 3], strokeWidth=1.2, color="#57606A")
-    text = base.mark_text(align="left", baseline="bottom", dx=4, dy=-2, fontSize=11, color="#57606A")
-    return alt.layer(rule, text.encode(text="words:N", x=alt.value(0)))
+    color = alt.Color(f"{name}:N", legend=None, scale=alt.Scale(domain=list(shown), range=list(shown.values())))
+    return drawn.encode(x=x, y=alt.Y("place:Q", scale=scale), text=f"{name}:N", color=color)
 
 
 def bands(groups: Sequence[tuple[dict[str, Any], Sequence[float]]], top: float | None = 1.0) -> list[dict[str, Any]]:
@@ -209,15 +207,15 @@ def curves(
     axis = alt.Axis(format=form)
     base = alt.Chart(alt.InlineData(values=rows)).encode(x=x, color=look["color"])
     y = alt.Y("low:Q", title=title, scale=scale, axis=axis)
-    band = base.mark_area(opacity=0.15, clip=True).encode(y=y, y2="high:Q")
+    band = base.mark_area(opacity=0.15 if len(norms) < 5 else 0.07, clip=True).encode(y=y, y2="high:Q")
     line = base.mark_line(
         point={"size": 36, "filled": True} if points else False, strokeWidth=2.2, clip=domain not in (None, (0, 1))
     ).encode(y=alt.Y("value:Q", title=title, scale=scale, axis=axis), strokeDash=look["strokeDash"])
-    across = x.to_dict()["field"]
-    layers = [band, line, names_at_ends(rows, norms, x, across, name=field, domain=domain)]
+    layers = [band, line, names_at_ends(rows, norms, x, name=field, domain=domain, goal=goal)]
     if goal is not None:
-        layers.insert(0, goal_line(goal, f"{goal:.0%}: counts as trained"))
-    layered: alt.LayerChart = sized(alt.layer(*layers))
+        rule = alt.Chart(alt.InlineData(values=[{"goal": goal}])).mark_rule(strokeDash=[2, 3], color=SOFT)
+        layers.insert(0, rule.encode(y=alt.Y("goal:Q", scale=scale)))
+    layered: alt.LayerChart = sized(alt.layer(*layers).resolve_scale(color="independent"))
     return layered
 
 

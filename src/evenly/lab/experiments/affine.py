@@ -69,7 +69,7 @@ def judge(results: Results) -> list[Verdict]:
     """What γ and β are for, and what they bring."""
     return [
         at_least(
-            "Without γ and β every layer's sigmoids work where they are almost a straight line, to two hundredths",
+            "Without γ and β every layer's sigmoids work where they are almost a straight line",
             "share of the output that a straight line explains, in the layer where it is least",
             results.where(affine=False).interval(lambda runs: 1 - max(runs[0].values["curved"]), "accuracy"),
             0.98,

@@ -84,7 +84,12 @@ def charts(results: Results) -> list[plots.Chart]:
         look = plots.series(results.distinct("norm"))
         base = alt.Chart(alt.InlineData(values=rows)).encode(
             x=plots.log_axis("steps", "training steps", [row["steps"] for row in rows]),
-            y=alt.Y("goal:O", title="test accuracy reached", sort="descending", axis=alt.Axis(format=".0%")),
+            y=alt.Y(
+                "goal:O",
+                title="test accuracy reached",
+                sort="descending",
+                axis=alt.Axis(format=".0%", labelOverlap=False, grid=True),
+            ),
             yOffset=alt.YOffset("norm:N"),
             color=look["color"],
         )

@@ -145,8 +145,8 @@ def epsilon(values: Values) -> plots.Chart:
     rows = [{"x": x, "norm": "batch norm", "value": y} for x, y in zip(SPREADS, values["spread"], strict=True)]
     axis = plots.log_axis("x", "standard deviation of the batch", SPREADS)
     mark = alt.Chart(alt.InlineData(values=[{"x": EPS**0.5, "words": "√ε"}])).encode(x=axis)
-    rule = mark.mark_rule(strokeDash=[2, 3], color="#57606A")
-    text = mark.mark_text(align="left", dx=5, fontSize=13, color="#57606A").encode(text="words:N", y=alt.value(12))
+    rule = mark.mark_rule(strokeDash=[2, 3], color=plots.SOFT)
+    text = mark.mark_text(align="left", dx=5, fontSize=13, color=plots.SOFT).encode(text="words:N", y=alt.value(12))
     line = plots.curves(rows, ["batch"], axis, "deviation after the norm", domain=None, form="~g")
     return plots.Chart(
         "explain_epsilon", "What ε does",

@@ -64,7 +64,7 @@ def _judge(results: Results, activation: str) -> list[Verdict]:
             TRAINS,
         ),
         at_least(
-            f"With batch normalization the {activation} network trains over a decade more of learning rates, or further",
+            f"With batch normalization the {activation} network trains over a decade more of rates, or further",
             f"decades of rates reaching {TRAINS:.0%}, normalised minus plain ({told} rates)",
             runs.interval(lambda found: (trained_rates(found, "batch") - trained_rates(found, "none")) / per_decade),
             1.0,

@@ -91,9 +91,9 @@ def charts(results: Results) -> list[plots.Chart]:
     taken = results[0].values["step"]
     tenth = alt.Chart(alt.InlineData(values=[{"step": taken[-1] / 10, "words": "a tenth of the steps"}]))
     tenth = tenth.encode(x=plots.log_axis("step", "training step", taken))
-    mark = tenth.mark_rule(strokeDash=[2, 3], color="#57606A") + tenth.mark_text(
-        align="right", baseline="top", dx=-5, fontSize=11, color="#57606A"
-    ).encode(text="words:N", y=alt.value(4))
+    mark = tenth.mark_rule(strokeDash=[2, 3], color=plots.SOFT) + tenth.mark_text(
+        align="right", baseline="top", dx=-5, fontSize=11, color=plots.SOFT
+    ).encode(text="words:N", y=alt.value(120))
     lines = plots.curves(progress, norms, plots.log_axis("step", "training step", taken), points=False)
     accuracy_chart = plots.sized(alt.layer(mark, lines))
     first = results.by_seed()[0]

@@ -64,11 +64,11 @@ def charts(results: Results) -> list[plots.Chart]:
         ]
         chart = plots.curves(
             rows, list(names.values()), plots.log_axis("step", "training step", results[0].values["step"]),
-            points=False, domain=plots.from_floor(rows),
+            points=False, domain=plots.from_floor([row for row in rows if row["norm"] != plots.label("none")]),
         )  # fmt: skip
         made.append(plots.Chart(
             f"placement_{activation}", f"Before or after {activation}",
-            "See the right end: both places end within a point of each other. The axis begins where the lines end. "
+            "See the right end: both places end close together. The axis begins ten points below. "
             "Means over seeds with 95 % intervals.", chart, half=True,
         ))  # fmt: skip
     return made
