@@ -127,7 +127,7 @@ def info(as_json: bool) -> None:
 
 @main.command(
     epilog=_examples(
-        "evenly lab                              the lesson, a claim for each statement",
+        "evenly lab                              the lesson, statement by statement",
         "evenly lab --list                       what there is",
         "evenly lab learning_rate depth --seeds 3",
         "evenly lab --all --full --jobs 8        everything, at length",

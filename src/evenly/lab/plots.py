@@ -99,7 +99,7 @@ def ends(
     domain: Sequence[float] | None = (0, 1),
 ) -> list[dict[str, Any]]:  # fmt: skip
     """One row per line of a chart: its name, to be written at its end, moved apart where ends lie close together."""
-    last = {row[name]: row for row in sorted(rows, key=lambda row: float(row[x]))}
+    last: dict[str, dict[str, Any]] = {row[name]: row for row in sorted(rows, key=lambda row: float(row[x]))}
     finite = [float(row[y]) for row in rows if math.isfinite(row[y])]
     low, high = domain or (min(finite, default=0.0), max(finite, default=1.0))
     gap = (15 if domain else 22) / HEIGHT * ((high - low) or 1.0)  # a free axis reaches further than its rows
@@ -119,8 +119,9 @@ def names_at_ends(
 ) -> alt.Chart:  # fmt: skip
     """The name of each line beside its end, in place of a legend; ``goal``, if given, is named there too."""
     scale = alt.Scale(domain=list(domain)) if domain else alt.Scale(zero=False)
-    across = x.to_dict()["field"]
-    shown, ending = {label(n): COLORS[n] for n in names}, list(rows)
+    across = str(x.to_dict()["field"])  # type: ignore[call-overload]
+    shown = {label(n): COLORS[n] for n in names}
+    ending = list(rows)
     if goal is not None:
         words = f"{goal:.0%}: trained"
         shown[words] = SOFT
@@ -128,7 +129,8 @@ def names_at_ends(
     labels = ends(ending, across, name=name, domain=domain)
     drawn = alt.Chart(alt.InlineData(values=labels)).mark_text(align="left", dx=7, fontSize=12, fontWeight="bold")
     color = alt.Color(f"{name}:N", legend=None, scale=alt.Scale(domain=list(shown), range=list(shown.values())))
-    return drawn.encode(x=x, y=alt.Y("place:Q", scale=scale), text=f"{name}:N", color=color)
+    named: alt.Chart = drawn.encode(x=x, y=alt.Y("place:Q", scale=scale), text=f"{name}:N", color=color)
+    return named
 
 
 def bands(groups: Sequence[tuple[dict[str, Any], Sequence[float]]], top: float | None = 1.0) -> list[dict[str, Any]]:

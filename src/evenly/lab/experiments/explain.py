@@ -114,7 +114,10 @@ def _batches() -> alt.X:
 
 
 def _names(rows: list[dict[str, Any]]) -> alt.Chart:
-    return alt.Chart(alt.InlineData(values=rows)).mark_text(align="left", dx=9, fontSize=12, fontWeight="bold")
+    named: alt.Chart = alt.Chart(alt.InlineData(values=rows)).mark_text(
+        align="left", dx=9, fontSize=12, fontWeight="bold"
+    )
+    return named
 
 
 def standardized(values: Values) -> plots.Chart:
