@@ -59,7 +59,7 @@ def markdown(lang: Lang = "en") -> str:
         if section.kind == "list":
             parts += [section.table]
         elif section.table:
-            parts += [f"```{'python' if section.kind == 'python' else 'text'}\n{section.table}\n```"]
+            parts += [f"```text\n{section.table}\n```"]
     return "\n\n".join(parts) + "\n"
 
 

@@ -18,7 +18,7 @@ Words = dict[str, Any]
 class Section(NamedTuple):
     """A heading, what to look for, and the numbers; rows of the table are at most 80 wide.
 
-    ``kind`` is that of the table: ``text``, ``python``, ``list``, or ``picture`` where a page draws it better.
+    ``kind`` is that of the table: ``text``, ``list``, or ``picture`` where a page draws it better.
     """
 
     title: str
@@ -252,7 +252,7 @@ def _later(words: Words) -> Section:
 
 
 def _exercises(run: Epoch, words: Words) -> Iterator[Section]:
-    yield _section(words, "torch", TORCH, "python")
+    yield _section(words, "torch", TORCH)
     first, second = run.steps[0], run.steps[1]
     last, answer = run.steps[-1].running_mean, run.prediction.alone
     yield Section(words["prints"], "", f"{' '.join(_numbers(last))}   {_number(answer)}")
