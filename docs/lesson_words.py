@@ -86,7 +86,8 @@ EN: dict[str, Words] = {
     ),
     "rates": Words(
         "Gain two, larger learning rates.",
-        "The blue line is above the dotted one over three decades and more; the orange one never.",
+        "The blue line is above the dotted one over three decades and more; the orange one never gets there in the "
+        "steps of this run, and in longer ones ([the story](story.md)) at a few large rates only.",
     ),
     "initialization": Words(
         "Gain three, less care about initialization.",
@@ -210,7 +211,8 @@ ZH: dict[str, Words] = {
     ),
     "rates": Words(
         "好处二，可用更大的学习率。",
-        "蓝线在三个以上数量级的学习率上都高于虚线；橙线从未达到。",
+        "蓝线在三个以上数量级的学习率上都高于虚线；在这次运行的步数内橙线从未达到，更长的运行中（[完整的故事](story.md)）"
+        "也只在少数几个大的学习率上达到。",
         "有批归一化时，sigmoid 网络可训练的学习率范围至少多一个数量级", "达到 90% 的学习率的数量级之差",
     ),
     "initialization": Words(

@@ -77,7 +77,7 @@ class Interval:
             >>> print(Interval.largest([0.0, -2e-7]), "and", Interval.largest([0.0, 0.0]))
             at most 2e-07 and exactly 0
         """
-        worst = max(abs(v) for v in values)
+        worst = math.nan if any(map(math.isnan, values)) else max(map(abs, values))
         return cls(worst, worst, worst, len(values), "largest")
 
     def __str__(self) -> str:

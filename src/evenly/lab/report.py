@@ -65,9 +65,7 @@ class Section:
         """Judge finished cells and draw them."""
         verdicts = tuple(experiment.judge(results))
         found = " ".join(f"{v.claim}: {v.outcome}, {v.about} {v.interval}." for v in verdicts)
-        charts = tuple(
-            replace(c, finding=c.finding or f"{c.title}. {c.caption} {found}") for c in experiment.charts(results)
-        )
+        charts = tuple(replace(c, finding=c.finding or f"{c.title}. {found}") for c in experiment.charts(results))
         return cls(
             experiment.name, experiment.question, experiment.told(results), rerun, verdicts, charts, results
         )  # fmt: skip
@@ -107,7 +105,9 @@ class Report:
     def conclusion(self) -> str:
         """What came out, in one sentence."""
         counts = {outcome: sum(v.outcome == outcome for _, v in self.leading) for outcome in MARKS}
-        held = f"Of {len(self.leading)} claims about normalization, {counts['holds']} hold in these measurements"
+        claims = f"{len(self.leading)} claim{'' if len(self.leading) == 1 else 's'}"
+        hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
+        held = f"Of {claims} about normalization, {hold} in these measurements"
         rest = [f"{counts[o]} {words}" for o, words in AGAINST.items() if counts[o]]
         return f"{', '.join([held, *rest])}."
 
