@@ -2,6 +2,7 @@
 # A second run finds the stamps and starts at once.
 #
 #   make lab            run the experiments, write the report         make lab ARGS="--all --quick"
+#   make explain        one epoch by hand, number by number           make explain ARGS="--lang zh"
 #   make test           the tests                                     make test ARGS="-k moments"
 #   make check          formatters, linters, types, floors, spelling, generated pages
 #   make bench          the norm kernels against their peers          make bench ARGS="--shapes resnet50"
@@ -26,7 +27,7 @@ torch_stamp := $(VENV)/stamps/$(subst =,-,$(subst >,,$(subst <,,$(TORCH))))
 sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*.hpp csrc/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab test check bench docs check-native test-keras-jax clean
+.PHONY: help lab explain test check bench docs check-native test-keras-jax clean
 .DELETE_ON_ERROR:
 
 help:
@@ -34,6 +35,9 @@ help:
 
 lab: $(VENV)/stamps/lab
 	$(bin)/evenly lab $(ARGS)
+
+explain: $(VENV)/stamps/lab
+	$(bin)/evenly explain $(ARGS)
 
 test: $(VENV)/stamps/dev
 	$(bin)/python -m pytest -n $(JOBS) $(ARGS)

@@ -10,8 +10,9 @@ import json
 import re
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 ROOT = Path(__file__).parents[1]
 MARKED = re.compile(r"<!-- generated: (?P<name>[\w-]+) -->\n.*?<!-- end (?P=name) -->", re.DOTALL)
@@ -24,16 +25,32 @@ def explain() -> str:
     return explain_page.markdown()
 
 
-def claims() -> str:
-    """The claims of the lab's default experiments, as its committed quick run judged them."""
-    from evenly.lab.experiments import DEFAULT
+def explain_zh() -> str:
+    """The worked example in Chinese."""
+    from evenly.lab import explain_page
 
+    return explain_page.markdown("zh")
+
+
+def article(lang: Literal["en", "zh"]) -> str:
+    """Every statement of the lesson, measured."""
+    sys.path.insert(0, str(ROOT))
+    from docs import article
+
+    return article.page(lang)
+
+
+def claims() -> str:
+    """One claim for each statement of the lesson, as the lab's committed quick run judged it."""
+    from evenly.lab.lesson import STATEMENTS
+
+    known = {(r["experiment"], r["claim"]): r for r in _lab("quick")["claims"]}
     lines = ["| claim | verdict | measured | seeds |", "|---|---|---|---:|"]
-    lines += [
-        f"| {r['claim']} | {MARKS[r['outcome']]} {r['outcome']} | {r['about']}: {r['measured']} | {r['seeds']} |"
-        for r in _lab("quick")["claims"]
-        if r["experiment"] in DEFAULT
-    ]
+    for statement in STATEMENTS:
+        if r := known.get((statement.experiment, statement.claim)):
+            seeds = "exact" if r.get("exact") else r["seeds"]
+            verdict = f"{MARKS[r['outcome']]} {r['outcome']}"
+            lines.append(f"| {r['claim']} | {verdict} | {r['about']}: {r['measured']} | {seeds} |")
     return "\n".join(lines)
 
 
@@ -52,24 +69,26 @@ def lab_runs() -> str:
     for form in ("quick", "full"):
         run = _lab(form)
         counts = [str(sum(r["outcome"] == outcome for r in run["claims"])) for outcome in MARKS]
-        lines.append(f"| `{run['command']}` | {run['cells']:,} | {run['minutes']} min | {' | '.join(counts)} |")
+        lines.append(f"| `{run['command']}` | {run['cells']:,} | {run['minutes'] or '–'} min | {' | '.join(counts)} |")
     run = _lab("full")
     return "\n".join(lines) + f"\n\nMeasured with `--jobs {run['jobs']}` on {run['machine']}, {run['note']}."
 
 
 def _both_forms() -> str:
     """Every claim, as the full run and as the quick run judged it."""
-    full, quick = ([_judged(r) for r in _lab(form)["claims"]] for form in ("full", "quick"))
+    forms = [{(r["experiment"], r["claim"]): r for r in _lab(form)["claims"]} for form in ("full", "quick")]
+    every = list(dict.fromkeys(key for form in reversed(forms) for key in form))
     lines = ["| claim | number | full | quick |", "|---|---|---|---|"]
-    lines += [
-        f"| {r['claim']} | {r['about']} | {long} | {short} |"
-        for r, long, short in zip(_lab("full")["claims"], full, quick, strict=True)
-    ]
+    for key in every:
+        about = next(form[key]["about"] for form in forms if key in form)
+        judged = (_judged(form[key]) if key in form else "–" for form in forms)
+        lines.append(f"| {key[1]} | {about} | {' | '.join(judged)} |")
     return "\n".join(lines)
 
 
 def _judged(record: dict[str, Any]) -> str:
-    return f"{MARKS[record['outcome']]} {record['outcome']}: {record['measured']}, n = {record['seeds']}"
+    rests = f"exact, {record['seeds']} checks" if record.get("exact") else f"n = {record['seeds']}"
+    return f"{MARKS[record['outcome']]} {record['outcome']}: {record['measured']}, {rests}"
 
 
 def story() -> str:
@@ -79,8 +98,12 @@ def story() -> str:
     runs = {form: _lab(form) for form in ("quick", "full")}
 
     def seen(experiment: str, index: int, form: str = "full") -> str:
-        r = [record for record in runs[form]["claims"] if record["experiment"] == experiment][index]
-        measured = f"{r['measured']}; {r['seeds']} seeds" + ("" if form == "full" else f", {form} form")
+        # The quick run always has today's claims; where the full one has not been repeated since, it stands in.
+        asked = [r for r in runs["quick"]["claims"] if r["experiment"] == experiment][index]
+        again = [r for r in runs[form]["claims"] if (r["experiment"], r["claim"]) == (experiment, asked["claim"])]
+        r = (again or [asked])[0]
+        rests = f"{r['seeds']} exact checks" if r.get("exact") else f"{r['seeds']} seeds"
+        measured = f"{r['measured']}; {rests}" + ("" if again and form == "full" else ", quick form")
         return f"> {r['claim']}: **{r['outcome']}** ({r['about']}: {measured})."
 
     def picture(name: str, title: str) -> str:
@@ -309,7 +332,13 @@ def _reached(rows: list[dict[str, Any]], kind: str, goal: float = 3.0) -> str:
     return f"reached for {len(rows) - len(missed)} of {len(rows)} shapes; not for " + "; ".join(missed)
 
 
-PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain, "docs/story.md": story}
+PAGES: dict[str, Callable[[], str]] = {
+    "docs/article.md": partial(article, "en"),
+    "docs/article.zh-CN.md": partial(article, "zh"),
+    "docs/explain.md": explain,
+    "docs/explain.zh-CN.md": explain_zh,
+    "docs/story.md": story,
+}
 PARTS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "bench": bench,

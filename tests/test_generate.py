@@ -38,8 +38,8 @@ def test_a_stale_part_is_named_and_mended(
     results = tmp_path / "docs" / "results"
     results.mkdir(parents=True)
     record = {
-        "experiment": "paper",
-        "claim": "It trains.",
+        "experiment": "depth",
+        "claim": "With batch normalization a network of 12 layers trains",
         "outcome": "holds",
         "about": "accuracy",
         "measured": "92.0 % [89.5, 94.5]",
@@ -53,7 +53,10 @@ def test_a_stale_part_is_named_and_mended(
     assert "stale: README.md" in capsys.readouterr().out
     assert "old" in page.read_text()
     assert generate.main([]) == 0
-    assert "| It trains. | ✓ holds | accuracy: 92.0 % [89.5, 94.5] | 3 |" in page.read_text()
+    assert (
+        "| With batch normalization a network of 12 layers trains | ✓ holds | accuracy: 92.0 % [89.5, 94.5] | 3 |"
+        in page.read_text()
+    )
     assert page.read_text().endswith("<!-- end claims -->\n\nafter\n")
     assert generate.main(["--check"]) == 0
 

@@ -105,17 +105,31 @@ def main(context: click.Context, ask_version: bool) -> None:
         click.echo(context.get_help())
 
 
-@main.command(epilog=_examples("evenly explain", "evenly explain | less"))
-def explain() -> None:
+@main.command(epilog=_examples("evenly explain | less", "evenly explain --html epoch.html", "evenly explain --lang zh"))
+@click.option("--html", type=click.Path(dir_okay=False), help="Write a page instead.")
+@click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="English or Chinese.")
+def explain(html: str | None, lang: Literal["en", "zh"]) -> None:
     """Show one epoch by hand: 30 samples, batches of 5.
 
-    A three-layer network; every number of its first batch norm, and one prediction at the end.
+    A three-layer network: every number of its batch norms forward and backward, one prediction,
+    and exercises with answers.
     """
     from rich.console import Console
 
     from evenly.lab import explain_page
 
-    explain_page.show(Console(highlight=False))
+    if html is None:
+        return explain_page.show(Console(highlight=False), lang)
+    with wrong_use():
+        path = explain_page.save(html, lang)
+    return click.echo(f"wrote {path}")
+
+
+def _experiments(context: click.Context, parameter: click.Parameter, word: str) -> list[str]:
+    """The experiments that the shell offers for a half-typed word, but for those that are typed already."""
+    from evenly.lab.questions import starting_with
+
+    return [name for name in starting_with(word) if name not in (context.params.get("experiments") or ())]
 
 
 @main.command(epilog=_examples("evenly info", "evenly info --json"))
@@ -134,14 +148,14 @@ def info(as_json: bool) -> None:
 
 @main.command(
     epilog=_examples(
-        "evenly lab                              the default run, within two minutes",
+        "evenly lab                              the lesson, statement by statement",
         "evenly lab --list                       what there is",
         "evenly lab learning_rate depth --seeds 3",
         "evenly lab --all --full --jobs 8        everything, at length",
         "evenly lab --data mine.npz --model mynets:small",
     )
 )
-@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT ...]")
+@click.argument("experiments", nargs=-1, metavar="[EXPERIMENT ...]", shell_complete=_experiments)
 @click.option("--list", "ask_list", is_flag=True, help="List the experiments and leave.")
 @click.option("--all", "everything", is_flag=True, help="Run all experiments.")
 @click.option("--quick/--full", "quick", default=True, help="Few seeds and steps (the default), or many.")

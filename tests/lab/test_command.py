@@ -10,6 +10,7 @@ import sys
 import time
 from pathlib import Path
 
+import click
 import pytest
 from click.testing import CliRunner
 
@@ -28,10 +29,38 @@ def test_list_names_every_question() -> None:
     assert shown.output.count("yes") == len(DEFAULT)
 
 
+def test_list_needs_no_extra() -> None:
+    """Without Altair, jinja2, joblib, and without torch, the list is shown all the same."""
+    absent = "; ".join(f"sys.modules[{name!r}] = None" for name in (*command.EXTRA, "torch"))
+    done = subprocess.run(
+        [sys.executable, "-c", f"import sys; {absent}; from evenly.cli import main; main(['lab', '--list'])"],
+        capture_output=True, text=True, timeout=120,
+    )  # fmt: skip
+
+    assert done.returncode == 0, done.stderr
+    assert "learning_rate" in done.stdout
+
+
+def test_the_shell_completes_experiments() -> None:
+    """A half-typed experiment is completed; one that is typed already is not offered again."""
+    argument = next(p for p in main.commands["lab"].params if p.name == "experiments")
+    offered = {
+        word: [item.value for item in argument.shell_complete(click.Context(main.commands["lab"]), word)]
+        for word in ("de", "b", "")
+    }
+    typed = click.Context(main.commands["lab"])
+    typed.params["experiments"] = ("bias",)
+
+    assert offered["de"] == ["depth"]
+    assert offered["b"] == ["bias", "batch_size"]
+    assert offered[""] == list(EXPERIMENTS)
+    assert [item.value for item in argument.shell_complete(typed, "b")] == ["batch_size"]
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["nonsense"], "unknown experiment 'nonsense'; known are paper"),
+        (["nonsense"], "unknown experiment 'nonsense'; known are distributions"),
         (["--data", "no.npz"], "no file no.npz"),
         (["--out", "/proc/nowhere"], "cannot write to /proc/nowhere"),
         (["--seeds", "0"], "--seeds must be at least 1"),

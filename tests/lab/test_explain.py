@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import html
+import re
 from math import sqrt
+from pathlib import Path
 
 import pytest
 
-from evenly.lab import explain, explain_page
+from evenly.lab import explain, explain_page, explain_sections, explain_words
 from evenly.lab.explain import ASKED, MOMENTUM, RATE, Epoch, Step, target
 
 CLOSE = 1e-10  # float64, a few hundred operations, values up to 30
@@ -111,13 +114,13 @@ def gradients(parameters, batch, eps):
 
 
 def test_first_batch_is_whole_numbers(run: Epoch) -> None:
-    """The first batch has mean 15 and -3, standard deviation 2, and running mean 1.5: done in the head."""
+    """The first batch has mean 15 and -3, standard deviation 4, and running mean 1.5: done in the head."""
     first = run.steps[0]
 
     assert first.mean == [15.0, -3.0]
-    assert first.std == [2.0, 2.0]
+    assert first.std == [4.0, 4.0]
     assert first.running_mean == pytest.approx([1.5, -0.3], abs=1e-15)
-    assert first.running_var == pytest.approx([1.4, 1.4], abs=1e-15)
+    assert first.running_var == pytest.approx([2.9, 2.9], abs=1e-15)
 
 
 def test_each_batch_by_hand(run: Epoch) -> None:
@@ -177,7 +180,7 @@ def test_redundant_bias_has_no_gradient(run: Epoch) -> None:
     for step in run.steps:
         assert max(map(abs, step.linear_bias_grad)) < 1e-15
         assert step.linear_bias == pytest.approx([5.0, -3.0], abs=1e-14)
-        assert min(map(abs, [*step.weight_grad, *step.bias_grad])) > 1e-3  # the least is 0.0026
+        assert min(map(abs, [*step.weight_grad, *step.bias_grad])) > 1e-3  # the least is 0.0038
 
 
 def test_prediction_by_hand(run: Epoch) -> None:
@@ -212,14 +215,87 @@ def test_debiased_average_forgets_its_start(run: Epoch) -> None:
     assert last.running_var == pytest.approx([(v - left) / (1 - left) for v in plain.running_var], abs=CLOSE)
 
 
-def test_page_lists_the_numbers(run: Epoch) -> None:
-    """The page shows every mean, running mean and the prediction to four decimals, in rows of at most 80."""
-    page = explain_page.markdown()
-    tables = [line for section in explain_page.sections() for line in section.table.splitlines()]
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_page_lists_the_numbers(run: Epoch, lang: explain_sections.Lang) -> None:
+    """The page shows every number of both layers, loss and gradients to four decimals, in rows of at most 80."""
+    page = explain_page.markdown(lang)
+    tables = [s.table.splitlines() for s in explain_page.sections(lang) if s.kind != "list"]
 
-    assert max(map(len, tables)) <= 80
+    assert max(explain_sections.width(line) for table in tables for line in table) <= 80
     for step in run.steps:
-        for value in (*step.mean, *step.std, *step.running_mean, *step.running_var):
-            assert f"{value:.4f}" in page
+        shown = [*step.mean, *step.std, *step.running_mean, *step.running_var, step.loss, *step.answers]
+        shown += [*step.second.mean, *step.second.std, *step.second.running_mean, *step.second.running_var]
+        for value in [*shown, *numbers(step.parameters), *numbers(step.gradients)]:
+            assert f"{round(value, 4) + 0.0:.4f}" in page
     assert f"{run.prediction.alone:.4f}" in page
     assert "-0.0000" not in page
+    assert page.count("W = ") == 5 + 6 * 5 + 4 + 2  # and twice dW
+
+
+def numbers(tree: object) -> list[float]:
+    """All numbers in nested lists and dictionaries."""
+    if isinstance(tree, dict):
+        tree = list(tree.values())
+    return [x for part in tree for x in numbers(part)] if isinstance(tree, list) else [float(str(tree))]
+
+
+def test_both_languages_have_the_same_numbers() -> None:
+    """Every figure of the English page stands in the Chinese one, in the same order, and no word is left out."""
+
+    def figures(lang: explain_sections.Lang) -> list[str]:
+        return re.findall(r"-?\d+\.\d{4}", explain_page.markdown(lang))
+
+    assert len(figures("en")) > 1000
+    assert figures("en") == figures("zh")
+    assert explain_words.EN.keys() == explain_words.ZH.keys()
+    for lang in ("en", "zh"):
+        assert len(explain_words.WORDS[lang]["questions"]) == len(explain_words.WORDS[lang]["solutions"]) == 5
+
+
+def test_twelve_lines_of_torch_agree(run: Epoch, capsys: pytest.CaptureFixture[str]) -> None:
+    """The lines on the page, pasted, print the running mean and the prediction of the example."""
+    assert len(explain_words.TORCH.splitlines()) == 12
+    exec(explain_words.TORCH, {})
+    printed = [float(number) for number in re.findall(r"-?\d+\.\d+", capsys.readouterr().out)]
+
+    assert printed == pytest.approx([*run.steps[-1].running_mean, run.prediction.alone], abs=1e-4)
+
+
+def test_the_backward_step_by_hand(run: Epoch) -> None:
+    """The formula on the page gives the gradient of z, and with it those of W and b, for every batch and neuron."""
+    for step in run.steps:
+        for neuron in (0, 1):
+            g = [d[neuron] if out[neuron] > 0 else 0.0 for d, out in zip(step.out_grad, step.out, strict=True)]
+            xhat = [row[neuron] for row in step.xhat]
+            c1, c2 = sum(g) / 5, sum(a * b for a, b in zip(g, xhat, strict=True)) / 5
+            factor = step.weight[neuron] / sqrt(step.std[neuron] ** 2 + run.eps)
+            dz = [factor * (a - c1 - x * c2) for a, x in zip(g, xhat, strict=True)]
+
+            assert dz == pytest.approx([row[neuron] for row in step.z_grad], abs=CLOSE)
+            assert sum(dz) == pytest.approx(0, abs=CLOSE)
+            for i in (0, 1):
+                dw = sum(d * sample[i] for d, sample in zip(dz, step.inputs, strict=True))
+                assert dw == pytest.approx(step.linear_weight_grad[neuron][i], abs=CLOSE)
+
+
+def test_training_on_ends_with_the_right_answer() -> None:
+    """The sample's answer starts on the wrong side or far off, ends nearer to 1 than to 0, and stays there."""
+    after = explain.later([1, 2, 10, 15, 20])
+
+    assert after[0].answer > 1.4
+    assert all(0.5 < at.answer < 1 for at in after[2:])
+    assert after[-1].loss < after[0].loss / 10
+
+
+@pytest.mark.parametrize("lang", ["en", "zh"])
+def test_a_page_holds_everything(tmp_path: Path, lang: explain_sections.Lang) -> None:
+    """``--html`` writes one page that names its language, fetches nothing and shows every section."""
+    path = tmp_path / "page.html"
+    explain_page.save(str(path), lang)
+    page = path.read_text("utf-8")
+
+    assert f'<html lang="{lang}' in page
+    assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
+    for section in explain_page.sections(lang):
+        assert f"<h2>{html.escape(section.title)}</h2>" in page
+    assert page.count("<circle") == 60

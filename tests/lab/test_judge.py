@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from evenly.lab.judge import STUDENT, Interval, at_least, at_most, within
+from evenly.lab.judge import STUDENT, Interval, at_least, at_most, exactly, within
 
 values = st.lists(st.floats(-1e3, 1e3), min_size=2, max_size=12)
 
@@ -90,3 +90,21 @@ def test_texts() -> None:
     assert str(Interval.of([3.0])) == "3 (one seed)"
     assert "holds" in verdict._repr_html_()
     assert "5 seeds" in verdict.interval._repr_html_()
+
+
+def test_an_exact_check_has_no_interval() -> None:
+    """The largest difference is compared with the rounding and printed without brackets; NaN is no agreement."""
+    small, large = exactly("c", "a", [0.0, -3e-13], 1e-12), exactly("c", "a", [0.0, 3e-12], 1e-12)
+
+    assert (small.outcome, large.outcome) == ("holds", "does not hold")
+    assert small.measured == "at most 3e-13, exact, 2 checks"
+    assert str(exactly("c", "a", [0.0, 0.0], 1e-12).interval) == "exactly 0"
+    assert exactly("c", "a", [math.nan, 0.0], 1e-12).outcome == "does not hold"
+    assert exactly("c", "a", [0.0, math.nan], 1e-12).outcome == "does not hold"
+    assert small.exact
+    assert not at_least("c", "a", Interval.of([1.0, 2.0]), 0.0).exact
+
+
+def test_a_share_stays_a_share() -> None:
+    """The interval of an accuracy ends at 0 and at 100 %."""
+    assert str(Interval.of([0.1, 0.99], "accuracy")) == "54.5 % [0.0, 100.0]"

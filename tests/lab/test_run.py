@@ -12,6 +12,7 @@ import altair as alt
 import pytest
 from rich.console import Console
 
+import evenly
 from evenly.lab import plots
 from evenly.lab.cells import Store
 from evenly.lab.data import Dataset
@@ -154,7 +155,13 @@ def test_the_report_is_one_page_without_addresses(tmp_path: Path) -> None:
 
     assert "A &lt;b&gt;rate&lt;/b&gt;" in page
     assert "Rates 0.1, 0.2, 2 seeds." in page
-    assert not re.search(r"""(?:src|href)=["'](?!#|data:)""", ours)
+    assert not re.search(r"""(?:src|link[^>]+href)=["'](?!#|data:)""", ours)  # links to papers fetch nothing
+    assert 'href="https://arxiv.org/abs/1502.03167"' in ours
+    assert '<nav id="contents"' in ours
+    assert '<a href="#tiny">Does it run?</a>' in ours
+    assert "Of 1 claim about normalization, 1 holds in these measurements." in ours
+    assert re.search(r'role="img" aria-label="Tiny\. A &lt;b&gt;rate&lt;/b&gt;: holds, mean 0\.1', ours)
+    assert f"evenly {evenly.__version__}" in ours
     assert "NaN" not in page.split("const CHARTS =")[1].split("</script>")[0]
     assert len(page.encode()) < 3_000_000
     assert (tmp_path / "charts" / "tiny.svg").read_text().startswith("<svg")
@@ -187,7 +194,7 @@ def test_the_budget_is_stated_before_the_run(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"names": ["papre"]}, r"unknown experiment 'papre'; known are paper,"),
+        ({"names": ["papre"]}, r"unknown experiment 'papre'; known are distributions, paper,"),
         ({"data": "cifar"}, "unknown data 'cifar'"),
         ({"seeds": 0}, "--seeds must be at least 1, got 0"),
         ({"jobs": -2}, "--jobs must be at least 1, got -2"),

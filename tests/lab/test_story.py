@@ -32,4 +32,5 @@ def test_it_asks_for_claims_that_exist() -> None:
     assert set(asked) <= set(NAMES)
     for record in committed:
         assert record["experiment"] in NAMES
-        assert f"{record['measured']}, n = {record['seeds']}" in page
+        rests = f"exact, {record['seeds']} checks" if record.get("exact") else f"n = {record['seeds']}"
+        assert f"{record['measured']}, {rests}" in page

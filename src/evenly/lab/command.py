@@ -45,15 +45,14 @@ def checked(names: Sequence[str], **options: Any) -> Plan:
 
 
 def show_list(console: Console) -> None:
-    """Print the experiments, one question each."""
-    require_extra()
-    from evenly.lab.experiments import DEFAULT, EXPERIMENTS
+    """Print the experiments, one question each; this needs none of the extra's packages."""
+    from evenly.lab.questions import DEFAULT, QUESTIONS
 
     table = Table(box=None, pad_edge=False)
     for heading in ("experiment", "question", "default"):
         table.add_column(heading)
-    for experiment in EXPERIMENTS.values():
-        table.add_row(experiment.name, experiment.question, "yes" if experiment.name in DEFAULT else "")
+    for name, question in QUESTIONS.items():
+        table.add_row(name, question, "yes" if name in DEFAULT else "")
     console.print(table)
 
 

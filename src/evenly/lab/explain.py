@@ -1,26 +1,29 @@
 """The worked example: a three-layer network, 30 samples, batches of 5, one epoch, every number kept.
 
-The first layer and its inputs start as whole numbers with standard deviation 2, so the first batch
+The first layer and its inputs start as whole numbers with standard deviation 4, so the first batch
 can be checked in the head, and every later one with a pocket calculator from the numbers it lists.
 """
 
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from collections.abc import Sequence
 from functools import partial
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evenly.lab.explain_records import Epoch, Later, Layer, Prediction, Second, Step
 from evenly.nn.batchnorm import BatchNorm1d
+
+__all__ = ["Epoch", "Later", "Layer", "Prediction", "Second", "Step", "epoch", "later", "target"]
 
 MOMENTUM = 0.1
 RATE = 0.25
 # Six batches of five samples of two whole numbers.
 BATCHES = (
-    ((4, 3), (3, 6), (5, 5), (7, 4), (6, 7)),
+    ((3, 2), (3, 4), (2, 7), (10, 3), (7, 9)),
     ((6, 5), (9, 4), (8, 6), (6, 9), (10, 7)),
     ((3, 3), (3, 5), (4, 5), (3, 7), (7, 5)),
     ((4, 2), (2, 8), (6, 6), (10, 4), (8, 10)),
@@ -33,96 +36,6 @@ ASKED = (6, 5)  # the sample whose prediction ends the example; also the first o
 def target(sample: tuple[int, int]) -> float:
     """What the network learns to answer: 1 where the first number is the larger, else 0."""
     return float(sample[0] > sample[1])
-
-
-@dataclass(frozen=True)
-class Step:
-    """One batch on its way through the first layer and its norm; a list has one number a neuron.
-
-    Args:
-        inputs: the five samples.
-        linear_weight: of the first layer, before the step; one row a neuron.
-        linear_bias: of the first layer, before the step: the redundant one.
-        z: pre-activations, one row a sample.
-        mean: of ``z`` over the batch.
-        std: of ``z`` over the batch, biased, by which a norm divides.
-        xhat: ``(z - mean) / sqrt(std**2 + eps)``, one row a sample.
-        weight: of the norm, before the step.
-        bias: of the norm, before the step.
-        out: ``max(0, weight * xhat + bias)``, one row a sample.
-        loss: mean squared error of the network's answers.
-        linear_weight_grad: gradient of ``linear_weight``.
-        linear_bias_grad: gradient of ``linear_bias``: zero.
-        weight_grad: gradient of ``weight``.
-        bias_grad: gradient of ``bias``.
-        running_mean: after the step.
-        running_var: after the step.
-    """
-
-    inputs: tuple[tuple[int, int], ...]
-    linear_weight: list[list[float]]
-    linear_bias: list[float]
-    z: list[list[float]]
-    mean: list[float]
-    std: list[float]
-    xhat: list[list[float]]
-    weight: list[float]
-    bias: list[float]
-    out: list[list[float]]
-    loss: float
-    linear_weight_grad: list[list[float]]
-    linear_bias_grad: list[float]
-    weight_grad: list[float]
-    bias_grad: list[float]
-    running_mean: list[float]
-    running_var: list[float]
-
-
-@dataclass(frozen=True)
-class Layer:
-    """A hidden layer as it stands after the epoch, and what the asked sample becomes in it."""
-
-    linear_weight: list[list[float]]
-    linear_bias: list[float]
-    running_mean: list[float]
-    running_var: list[float]
-    weight: list[float]
-    bias: list[float]
-    z: list[float]
-    xhat: list[float]
-    out: list[float]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """The asked sample, predicted in evaluation and in training mode.
-
-    Args:
-        layers: its way through the two hidden layers in evaluation mode.
-        last_weight: weight of the output layer.
-        last_bias: bias of the output layer.
-        alone: the answer when it is the only sample.
-        among: the answer inside each of the six batches, where it takes the place of the first sample.
-        among_all: the answer in one batch with all thirty.
-        training: the answers inside the six batches in training mode, which depend on the company.
-    """
-
-    layers: list[Layer]
-    last_weight: list[float]
-    last_bias: float
-    alone: float
-    among: list[float]
-    among_all: float
-    training: list[float]
-
-
-@dataclass(frozen=True)
-class Epoch:
-    """Six steps and the prediction of one sample after them."""
-
-    steps: list[Step]
-    prediction: Prediction
-    eps: float
 
 
 class Network(nn.Module):
@@ -142,12 +55,15 @@ class Network(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """One answer for each sample."""
-        return self.after_first(self.norm1(self.linear1(x)))
+        return self.way(x)[-1]
 
-    def after_first(self, out: Tensor) -> Tensor:
-        """The answers from the first norm's output on."""
-        answers: Tensor = self.last(self.norm2(self.linear2(out)))
-        return answers.flatten()
+    def way(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+        """``z`` and ``out`` of the first layer, of the second, and the answers."""
+        z1 = self.linear1(x)
+        out1 = self.norm1(z1)
+        z2 = self.linear2(out1)
+        out2 = self.norm2(z2)
+        return z1, out1, z2, out2, self.last(out2).flatten()
 
 
 def _set(linear: nn.Linear, weight: list[list[float]], bias: list[float]) -> None:
@@ -164,45 +80,85 @@ def epoch(average: str = "ema") -> Epoch:
     Example:
         >>> first = epoch().steps[0]
         >>> first.mean, first.std
-        ([15.0, -3.0], [2.0, 2.0])
+        ([15.0, -3.0], [4.0, 4.0])
     """
     model = Network(average).train()
     steps = [_step(model, batch) for batch in BATCHES]
     return Epoch(steps, _predict(model), model.norm1.eps)
 
 
+def later(epochs: Sequence[int]) -> list[Later]:
+    """Train on over the same six batches and look at the network after each of ``epochs``, ascending."""
+    model = Network().train()
+    samples = [sample for batch in BATCHES for sample in batch]
+    x, y = _tensor(samples), _tensor([target(sample) for sample in samples])
+    found = []
+    for done in range(1, max(epochs) + 1):
+        for batch in BATCHES:
+            _step(model, batch)
+        if done in epochs:
+            with torch.no_grad():
+                answers, answer = model.eval()(x), model(_tensor([ASKED]))
+            right = int(((answers > 0.5) == (y > 0.5)).sum())
+            mean = model.norm1.running_mean
+            found.append(Later(done, _list(mean), answer.item(), F.mse_loss(answers, y).item(), right))
+            model.train()
+    return found
+
+
 def _step(model: Network, batch: tuple[tuple[int, int], ...]) -> Step:
-    linear, norm = model.linear1, model.norm1
-    before = {name: value.tolist() for name, value in model.state_dict().items()}
-    z = linear(_tensor(batch))
-    out = norm(z)
-    loss = F.mse_loss(model.after_first(out), _tensor([target(sample) for sample in batch]))
+    norm = model.norm1
     parameters = dict(model.named_parameters())
-    gradients = dict(zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True))
-    mean, var = z.detach().mean(0), z.detach().var(0, correction=0)
+    before = {name: value.tolist() for name, value in parameters.items()}
+    z, out, z2, out2, answers = model.way(_tensor(batch))
+    loss = F.mse_loss(answers, _tensor([target(sample) for sample in batch]))
+    out_grad, z_grad, *found = torch.autograd.grad(loss, [out, z, *parameters.values()])
+    gradients = {name: gradient.tolist() for name, gradient in zip(parameters, found, strict=True)}
     with torch.no_grad():
-        for name, parameter in parameters.items():
-            parameter.sub_(RATE * gradients[name])
-    after = model.state_dict()
+        for parameter, gradient in zip(parameters.values(), found, strict=True):
+            parameter.sub_(RATE * gradient)
+    mean, std, xhat = _normalized(z, norm.eps)
     return Step(
         inputs=batch,
         linear_weight=before["linear1.weight"],
         linear_bias=before["linear1.bias"],
         z=z.tolist(),
-        mean=mean.tolist(),
-        std=var.sqrt().tolist(),
-        xhat=((z - mean) / (var + norm.eps).sqrt()).tolist(),
+        mean=mean,
+        std=std,
+        xhat=xhat,
         weight=before["norm1.weight"],
         bias=before["norm1.bias"],
         out=out.tolist(),
+        answers=answers.tolist(),
         loss=loss.item(),
-        linear_weight_grad=gradients["linear1.weight"].tolist(),
-        linear_bias_grad=gradients["linear1.bias"].tolist(),
-        weight_grad=gradients["norm1.weight"].tolist(),
-        bias_grad=gradients["norm1.bias"].tolist(),
-        running_mean=after["norm1.running_mean"].tolist(),
-        running_var=after["norm1.running_var"].tolist(),
-    )
+        out_grad=out_grad.tolist(),
+        z_grad=z_grad.tolist(),
+        second=Second(
+            z2.tolist(), *_normalized(z2, norm.eps), out2.tolist(),
+            _list(model.norm2.running_mean), _list(model.norm2.running_var),
+        ),
+        parameters=before,
+        gradients=gradients,
+        linear_weight_grad=gradients["linear1.weight"],
+        linear_bias_grad=gradients["linear1.bias"],
+        weight_grad=gradients["norm1.weight"],
+        bias_grad=gradients["norm1.bias"],
+        running_mean=_list(norm.running_mean),
+        running_var=_list(norm.running_var),
+    )  # fmt: skip
+
+
+def _normalized(z: Tensor, eps: float) -> tuple[list[float], list[float], list[list[float]]]:
+    """Mean and biased standard deviation over the batch, and ``xhat``."""
+    z = z.detach()
+    mean, var = z.mean(0), z.var(0, correction=0)
+    return mean.tolist(), var.sqrt().tolist(), ((z - mean) / (var + eps).sqrt()).tolist()
+
+
+def _list(running: Tensor | None) -> list[float]:
+    assert running is not None  # these norms track running statistics
+    values: list[float] = running.tolist()
+    return values
 
 
 @torch.no_grad()

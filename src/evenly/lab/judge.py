@@ -9,7 +9,7 @@ from statistics import fmean, stdev
 from typing import Literal
 
 Outcome = Literal["holds", "does not hold", "cannot tell"]
-Unit = Literal["×", "points", "accuracy", "number"]
+Unit = Literal["×", "points", "accuracy", "number", "largest"]
 
 # Quantiles 0.975 of Student's t for 1 to 30 degrees of freedom; the test suite integrates the density.
 STUDENT = (
@@ -29,7 +29,8 @@ class Interval:
         high: upper end.
         seeds: how many runs it rests on.
         unit: ``"×"`` for ratios, ``"points"`` for differences of accuracy in hundredths,
-            ``"accuracy"`` for shares of one, ``"number"`` for the rest.
+            ``"accuracy"`` for shares of one, ``"number"`` for the rest; ``"largest"``: an exact check, of which
+            the largest value counts and which has no interval.
 
     Example:
         >>> print(Interval.of([0.91, 0.93, 0.92], "accuracy"))
@@ -63,9 +64,25 @@ class Interval:
             freedom = len(values) - 1
             quantile = STUDENT[freedom - 1] if freedom <= len(STUDENT) else STUDENT[-1]
             half = quantile * stdev(values) / math.sqrt(len(values))
-        return cls(mean, mean - half, mean + half, len(values), unit)
+        low, high = mean - half, mean + half
+        if unit == "accuracy" and half < math.inf:  # no share of one lies outside
+            low, high = max(low, 0.0), min(high, 1.0)
+        return cls(mean, low, high, len(values), unit)
+
+    @classmethod
+    def largest(cls, values: Sequence[float]) -> Interval:
+        """The largest size of values that should all be zero: nothing is drawn at random, so nothing is estimated.
+
+        Example:
+            >>> print(Interval.largest([0.0, -2e-7]), "and", Interval.largest([0.0, 0.0]))
+            at most 2e-07 and exactly 0
+        """
+        worst = math.nan if any(map(math.isnan, values)) else max(map(abs, values))
+        return cls(worst, worst, worst, len(values), "largest")
 
     def __str__(self) -> str:
+        if self.unit == "largest":
+            return f"at most {self.value:.3g}" if self.value else "exactly 0"
         scale, suffix = {"×": (1, "×"), "points": (100, " points"), "accuracy": (100, " %"), "number": (1, "")}[
             self.unit
         ]
@@ -73,7 +90,7 @@ class Interval:
         return f"{value}{suffix} [{low}, {high}]" if self.seeds > 1 else f"{value}{suffix} (one seed)"
 
     def _repr_html_(self) -> str:
-        return f"<b>{self}</b> over {self.seeds} seeds"
+        return f"<b>{self}</b> over {self.seeds} {'checks' if self.unit == 'largest' else 'seeds'}"
 
 
 def _exp(x: float) -> float:
@@ -107,6 +124,20 @@ class Verdict:
     rule: str
     about: str
 
+    @property
+    def exact(self) -> bool:
+        """Whether it is a check of an identity, without an interval."""
+        return self.interval.unit == "largest"
+
+    @property
+    def measured(self) -> str:
+        """The number with its interval and how many runs it rests on: ``8.4× [6.7, 10.5], n = 10``."""
+        return (
+            f"{self.interval}, exact, {self.interval.seeds} checks"
+            if self.exact
+            else (f"{self.interval}, n = {self.interval.seeds}")
+        )
+
     def _repr_html_(self) -> str:
         return f"<p><b>{self.outcome}</b>: {self.claim}<br>{self.about}: {self.interval}. {self.rule}.</p>"
 
@@ -127,6 +158,14 @@ def within(claim: str, about: str, interval: Interval, bound: float) -> Verdict:
     """Holds if the whole interval lies within ``bound`` of zero; does not hold if all of it lies outside."""
     outcome = _side(-bound <= interval.low and interval.high <= bound, interval.low > bound or interval.high < -bound)
     rule = f"Holds if the whole interval lies within {_bound(bound, interval)} of zero"
+    return Verdict(claim, outcome, interval, rule, about)
+
+
+def exactly(claim: str, about: str, values: Sequence[float], rounding: float) -> Verdict:
+    """Holds if no value is larger than ``rounding``: an identity of the formulas, checked, not estimated."""
+    interval = Interval.largest(values)
+    outcome = _side(interval.value <= rounding, not interval.value <= rounding)
+    rule = f"An exact check: holds if no value is larger than {rounding:g}, which leaves room for rounding"
     return Verdict(claim, outcome, interval, rule, about)
 
 

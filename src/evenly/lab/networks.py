@@ -43,7 +43,7 @@ def norm(setting: Setting, channels: int, images: bool = False) -> nn.Module | N
     running: dict[str, Any] = {"momentum": setting.momentum, "average": setting.average}
     return {
         "none": lambda: None,
-        "batch": lambda: batch(channels, **running),
+        "batch": lambda: batch(channels, affine=setting.affine, **running),
         "ghost": lambda: batch(channels, ghosts=setting.ghosts, **running),
         # The bounds open over the first quarter of the run, when the running statistics are not yet worth much.
         "renorm": lambda: batch(channels, renorm=evenly.Renorm(3.0, 5.0, warmup=setting.steps // 4), **running),

@@ -68,7 +68,7 @@ def plan(
     """Check what was asked for and list its cells.
 
     Args:
-        names: of experiments; none: the default four (with ``everything`` all).
+        names: of experiments; none: those of the lesson (with ``everything`` all).
         everything: all experiments.
         full: more seeds, finer grids, longer training.
         data: a name or npz file that `evenly.lab.data.load` knows.

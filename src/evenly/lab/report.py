@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from datetime import date
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -13,14 +15,30 @@ from rich.table import Table
 
 from evenly.lab.experiment import Experiment, Results
 from evenly.lab.judge import Verdict
+from evenly.lab.lesson import STATEMENTS
 from evenly.lab.plots import Chart
+from evenly.lab.questions import DEFAULT
 from evenly.tools import files, names
 from evenly.tools.report import visible_text
 
 PAGE = Path(__file__).parent / "page"
 MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
+AGAINST = {"does not hold": "turn out the other way", "cannot tell": "cannot be told from so few runs"}
 STYLES = {"holds": "green", "does not hold": "red", "cannot tell": "yellow"}
 SAVED_WIDTH = 560
+SAVED = {
+    "view": {"stroke": None}, "axis": {"titleFontWeight": "normal", "gridColor": "#E3E6EA", "labelFontSize": 12,
+    "titleFontSize": 13}, "legend": {"orient": "top", "labelFontSize": 12, "labelLimit": 320},
+}  # fmt: skip
+PAPERS = (
+    ("Ioffe and Szegedy 2015: Batch Normalization", "https://arxiv.org/abs/1502.03167"),
+    ("Ba, Kiros and Hinton 2016: Layer Normalization", "https://arxiv.org/abs/1607.06450"),
+    ("Ulyanov, Vedaldi and Lempitsky 2016: Instance Normalization", "https://arxiv.org/abs/1607.08022"),
+    ("Ioffe 2017: Batch Renormalization", "https://arxiv.org/abs/1702.03275"),
+    ("Wu and He 2018: Group Normalization", "https://arxiv.org/abs/1803.08494"),
+    ("Santurkar, Tsipras, Ilyas and Madry 2018: How Does Batch Normalization Help Optimization?",
+     "https://arxiv.org/abs/1805.11604"),
+)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -48,14 +66,16 @@ class Section:
     @classmethod
     def of(cls, experiment: Experiment, results: Results, rerun: str) -> Section:
         """Judge finished cells and draw them."""
+        verdicts = tuple(experiment.judge(results))
+        found = " ".join(f"{v.claim}: {v.outcome}, {v.about} {v.interval}." for v in verdicts)
+        charts = tuple(replace(c, finding=c.finding or f"{c.title}. {found}") for c in experiment.charts(results))
         return cls(
-            experiment.name, experiment.question, experiment.told(results), rerun,
-            tuple(experiment.judge(results)), tuple(experiment.charts(results)), results,
+            experiment.name, experiment.question, experiment.told(results), rerun, verdicts, charts, results
         )  # fmt: skip
 
     def seen(self) -> list[str]:
         """What was seen, one sentence per claim, made of the measured numbers."""
-        return [f"{v.about[0].upper()}{v.about[1:]}: {v.interval}." for v in self.verdicts]
+        return [f"{v.about[0].upper()}{v.about[1:]}: {v.measured}." for v in self.verdicts]
 
     def _repr_html_(self) -> str:
         return f"<h3>{names.markup(self.question)}</h3><p>{names.markup(self.how)}</p>" + "".join(
@@ -78,6 +98,25 @@ class Report:
     command: str
 
     @property
+    def leading(self) -> list[tuple[Section, Verdict]]:
+        """The claims of the table: after the lesson's run one for each of its statements, otherwise all."""
+        every = [(section, verdict) for section in self.sections for verdict in section.verdicts]
+        if {section.name for section in self.sections} != set(DEFAULT):
+            return every
+        known = {(section.name, verdict.claim): (section, verdict) for section, verdict in every}
+        return [known[s.experiment, s.claim] for s in STATEMENTS]
+
+    @property
+    def conclusion(self) -> str:
+        """What came out, in one sentence."""
+        counts = {outcome: sum(v.outcome == outcome for _, v in self.leading) for outcome in MARKS}
+        claims = f"{len(self.leading)} claim{'' if len(self.leading) == 1 else 's'}"
+        hold = f"{counts['holds']} {'holds' if counts['holds'] == 1 else 'hold'}"
+        held = f"Of {claims} about normalization, {hold} in these measurements"
+        rest = [f"{counts[o]} {words}" for o, words in AGAINST.items() if counts[o]]
+        return f"{', '.join([held, *rest])}."
+
+    @property
     def verdicts(self) -> list[Verdict]:
         """All verdicts, in the order of the report."""
         return [verdict for section in self.sections for verdict in section.verdicts]
@@ -87,10 +126,10 @@ class Report:
         table = Table(title="Claims", title_justify="left", show_lines=True)
         for heading in ("claim", "verdict", "measured"):
             table.add_column(heading, overflow="fold")
-        for v in self.verdicts:
+        for _, v in self.leading:
             style = STYLES[v.outcome]
             claim, about = (escape(names.visible(text, None)) for text in (v.claim, v.about))
-            table.add_row(claim, f"[{style}]{MARKS[v.outcome]} {v.outcome}[/]", f"{about}: [bold]{v.interval}[/]")
+            table.add_row(claim, f"[{style}]{MARKS[v.outcome]} {v.outcome}[/]", f"{about}: [bold]{v.measured}[/]")
         return table
 
     def save(self, folder: Path) -> Path:
@@ -112,7 +151,8 @@ class Report:
         return [
             {
                 "experiment": section.name, "question": section.question, "claim": v.claim, "outcome": v.outcome,
-                "about": v.about, "measured": str(v.interval), "seeds": v.interval.seeds, "rule": v.rule,
+                "about": v.about, "measured": str(v.interval), "seeds": v.interval.seeds, "exact": v.exact,
+                "rule": v.rule,
             }
             for section in self.sections
             for v in section.verdicts
@@ -138,14 +178,12 @@ class Report:
             for chart in section.charts
         }
         return environment.get_template("report.html.j2").render(
-            report=self, marks=MARKS, version=evenly.__version__, counts=self._counts(),
+            report=self, marks=MARKS, versions={"evenly": evenly.__version__, **_versions()}, papers=PAPERS,
+            today=date.today().isoformat(),
             style=(PAGE / "report.css").read_text(), script=(PAGE / "report.js").read_text(),
             vega=_inside_script(vl_convert.javascript_bundle()),  # type: ignore[call-arg]
              charts=json.dumps(charts).replace("<", "\\u003C"),
         )  # fmt: skip
-
-    def _counts(self) -> dict[str, int]:
-        return {outcome: sum(v.outcome == outcome for v in self.verdicts) for outcome in MARKS}
 
     def _repr_html_(self) -> str:
         return "".join(section._repr_html_() for section in self.sections)
@@ -158,9 +196,17 @@ def save_picture(chart: Chart, folder: Path) -> None:
     spec = names.shown_everywhere(_finite(chart.chart.to_dict()))
     spec["width"] = SAVED_WIDTH
     spec["background"] = "white"
+    spec["padding"] = 8
+    spec["config"] = {**spec.get("config", {}), **SAVED}
     name = re.sub(r"[^\w.-]", "-", chart.name)  # a MODULE:FACTORY may stand in it
     files.write(folder / f"{name}.svg", vl_convert.vegalite_to_svg(spec))
     files.write(folder / f"{name}.png", vl_convert.vegalite_to_png(spec, scale=2))
+
+
+def _versions() -> dict[str, str]:
+    import platform
+
+    return {"Python": platform.python_version(), **{name: version(name) for name in ("torch", "altair")}}
 
 
 def _finite(spec: Any) -> Any:

@@ -26,7 +26,7 @@ def run(names: Sequence[str] | str = (), *, console: Console | None = None, **op
     """Run experiments and write their report; in a notebook the returned object shows itself.
 
     Args:
-        names: experiments; none: the default four.
+        names: experiments; none: those of the lesson.
         console: where progress and the table go; None: nothing is printed.
         options: those of `evenly.lab.plan.plan`.
 

@@ -20,6 +20,7 @@ class Setting:
         depth: hidden layers.
         width: units, or channels, of each.
         bias: whether the layer before a norm has a bias.
+        affine: whether a batch norm learns a weight and a bias.
         init: standard deviation of the initial weights, biases then 0; None: torch's default.
         rate: learning rate of plain stochastic gradient descent.
         batch: samples per step.
@@ -40,6 +41,7 @@ class Setting:
     depth: int = 3
     width: int = 100
     bias: bool = True
+    affine: bool = True
     init: float | None = None
     rate: float = 0.1
     batch: int = 60

@@ -97,15 +97,24 @@ def runs(field: str, values: dict[tuple[str, float], object], key: str = "accura
     return Results([Result(Setting(norm=norm, **{field: x}), 0, {key: v}) for (norm, x), v in values.items()])
 
 
-def test_learning_rate_band() -> None:
-    """The band is the longest unbroken run of rates that train, each standing for one step of the grid."""
-    from evenly.lab.experiments.learning_rate import band
+def test_learning_rates_are_counted() -> None:
+    """Rates that train are counted, not divided by: a network that trains at none gives 0 and an honest difference."""
+    from evenly.lab.experiments.learning_rate import judge, trained_rates
 
-    accuracies = [0.95, 0.2, 0.91, 0.92, 0.9, 0.1]  # at 1e-3 … 1e2: three in a row, one decade each
-    made = runs("rate", {("batch", 10.0**i): a for i, a in zip(range(-3, 3), accuracies, strict=True)})
+    found = []
+    for seed in (0, 1):
+        for norm, accuracies in (("none", [0.1, 0.1, 0.1, 0.1]), ("batch", [0.2, 0.95, 0.9, 0.93 - seed / 10])):
+            for i, accuracy in enumerate(accuracies):
+                setting = Setting(norm=norm, activation="sigmoid", rate=10.0 ** (i - 2))
+                found.append(Result(setting, seed, {"accuracy": accuracy}))
+    results = Results(found)
+    plain, wider = judge(results)
 
-    assert band(made) == pytest.approx(1000)
-    assert band(runs("rate", {("batch", 1.0): 0.1, ("batch", 10.0): 0.2})) == 1
+    assert [trained_rates(runs, "none") for runs in results.by_seed()] == [0, 0]
+    assert [trained_rates(runs, "batch") for runs in results.by_seed()] == [3, 2]
+    assert plain.interval.value == pytest.approx(0.1)
+    assert wider.interval.value == pytest.approx(2.5)  # decades: the rates lie one apart
+    assert "plain 0 of 4, normalised 2 to 3 of 4 rates" in wider.about
 
 
 def test_paper_share_of_steps() -> None:
@@ -128,7 +137,7 @@ def test_depth_counts_from_the_shallow_end() -> None:
     from evenly.lab.experiments.depth import deepest
 
     assert deepest(runs("depth", {("none", 3): 0.95, ("none", 6): 0.5, ("none", 12): 0.95})) == 3
-    assert deepest(runs("depth", {("none", 3): 0.5})) == 1
+    assert deepest(runs("depth", {("none", 3): 0.5})) == 0
 
 
 def test_convergence_takes_the_best_rate() -> None:
@@ -201,6 +210,72 @@ def test_a_norm_on_the_inputs_sees_all_steps_at_once() -> None:
 
     torch.testing.assert_close(means[0], within.mean(0))
     torch.testing.assert_close(means[1], means[0])
+
+
+def test_a_straight_line_has_no_curvature() -> None:
+    """Small inputs use a sigmoid's straight part, large ones its bends: the unexplained share grows from 0."""
+    from evenly.lab.experiments.affine import curved
+
+    x = torch.linspace(-1, 1, 101, dtype=torch.float64)[:, None]
+
+    assert curved(0.01 * x) < 1e-9
+    assert curved(x) < 0.01 < curved(4 * x) < curved(20 * x)
+
+
+def test_only_batch_norm_depends_on_company() -> None:
+    """In training mode another company changes batch norm's scores, and group norm's not at all."""
+    from evenly.lab.experiments.company import moved
+
+    data = load("digits")
+    setting = Setting(network="convolutional", depth=1, width=8, batch=8)
+    found = {
+        norm: moved(build(replace(setting, norm=norm), data, 0).train(), 0, data, 4) for norm in ("batch", "group")
+    }
+
+    assert found["batch"] > 1e-3
+    assert found["group"] < 1e-6
+
+
+def test_a_lower_bound_is_called_one() -> None:
+    """Where the plain network never reached the goal, the ratio's name says so and in how many seeds."""
+    from evenly.lab.experiments.convergence import GOALS, judge
+
+    def made(plain: list[int | None]) -> Results:
+        return Results([
+            Result(Setting(norm=norm, activation="relu", rate=0.1, steps=1000), seed, {"reached": [step] * len(GOALS)})
+            for seed, end in enumerate(plain)
+            for norm, step in (("none", end), ("batch", 10))
+        ])  # fmt: skip
+
+    assert "a lower bound: in 1 of 2 seeds" in judge(made([None, 500]))[0].about
+    assert "lower bound" not in judge(made([400, 500]))[0].about
+
+
+def test_line_names_do_not_overlap() -> None:
+    """Names of lines that end together are moved apart and keep their order; a lone name stays at its line."""
+    from evenly.lab.plots import HEIGHT, ends
+
+    rows = [
+        {"norm": n, "step": s, "value": v}
+        for n, v in zip("abcd", (0.5, 0.97, 0.971, 0.972), strict=True)
+        for s in (1, 9)
+    ]
+    placed = {row["norm"]: row["place"] for row in ends(rows, "step")}
+
+    assert placed["a"] == 0.5
+    assert list(placed) == ["a", "b", "c", "d"]
+    for low, high in (("b", "c"), ("c", "d")):
+        assert placed[high] - placed[low] >= 14.9 / HEIGHT
+
+
+def test_a_colour_has_one_meaning() -> None:
+    """No two names share a colour, but for the usual batch norm, which charts call by several."""
+    from evenly.lab.plots import COLORS, USUAL
+
+    others = [color for color in COLORS.values() if color != USUAL]
+
+    assert len(set(others)) == len(others)
+    assert {name for name, color in COLORS.items() if color == USUAL} == {"batch", "before", "momentum 0.1"}
 
 
 def test_log_ticks_are_few_and_round() -> None:

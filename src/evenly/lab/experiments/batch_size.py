@@ -6,6 +6,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
 from evenly.lab.judge import Verdict, at_least
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, trained
 
@@ -46,8 +47,19 @@ def ahead(results: Results, norm: str, other: str, batch: int) -> Verdict:
 
 
 def judge(results: Results) -> list[Verdict]:
-    """Small batches, large batches, and the two remedies."""
+    """A batch of one, small batches, large batches, and the two remedies."""
     return [
+        at_least(
+            "With batches of one sample, batch norm ends ten points or more behind group norm",
+            "final accuracy, group norm minus batch norm",
+            results.where(batch=1).interval(
+                lambda runs: (
+                    runs.where(norm="group")[0].values["accuracy"] - runs.where(norm="batch")[0].values["accuracy"]
+                ),
+                "points",
+            ),
+            0.1,
+        ),
         ahead(results, "group", "batch", 2),
         ahead(results, "batch", "group", 64),
         ahead(results, "renorm", "batch", 4),
@@ -63,13 +75,15 @@ def charts(results: Results) -> list[plots.Chart]:
                          "final test accuracy")  # fmt: skip
     return [plots.Chart(
         "batch_size", "Final accuracy by batch size",
-        f"Ghost batches share statistics among {GHOST} samples. Means over seeds with 95 % intervals.", chart,
+        "See batch norm at the left edge: with one sample in a batch it falls to the bottom, while the norms that need "
+        "no batch stay. Every run sees the same number of samples, so all lines fall to the right, where few steps are "
+        f"left. Ghost batches share statistics among {GHOST} samples. Means over seeds with 95 % intervals.", chart,
     )]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     name="batch_size",
-    question="How small may a batch be?",
+    question=QUESTIONS["batch_size"],
     how="A convolutional network of {depth} layers with {width} channels; batches of {batch} samples. Each run sees "
     "the same number of samples (but takes 40 steps or more), at a learning rate of 0.02 times the root of the batch "
     "size. {seeds} seeds.",

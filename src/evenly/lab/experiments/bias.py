@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import altair as alt
 from torch import nn
 
 from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
-from evenly.lab.judge import Verdict, at_least, at_most, within
+from evenly.lab.judge import Verdict, at_least, exactly, within
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, moments_of_progress, training
 
@@ -50,10 +53,10 @@ def judge(results: Results) -> list[Verdict]:
         return float(runs.where(norm="batch", bias=bias)[0].values["accuracy"])
 
     return [
-        at_most(
+        exactly(
             "The bias before a batch norm gets no gradient but rounding",
             "its largest gradient over that of the weight",
-            results.where(norm="batch", bias=True).interval(lambda runs: max(runs[0].values["ratio"])),
+            [ratio for run in results.where(norm="batch", bias=True) for ratio in run.values["ratio"]],
             ROUNDING,
         ),
         at_least(
@@ -78,27 +81,40 @@ def charts(results: Results) -> list[plots.Chart]:
         for r in results.where(bias=True)
         for step, ratio in zip(r.values["step"], r.values["ratio"], strict=True)
     ]
-    look = plots.series(results.distinct("norm"))
+    look = plots.series(results.distinct("norm"), legend=False)
     scale = alt.Scale(type="log", domainMin=1e-9, clamp=True)
     axis = alt.Axis(format="~e", tickCount=6)
     lines = alt.Chart(alt.InlineData(values=rows)).mark_line(strokeWidth=1.6)
+    x = plots.log_axis("step", "training step", results[0].values["step"])
     chart = lines.encode(
-        x=plots.log_axis("step", "training step", results[0].values["step"]),
+        x=x,
         y=alt.Y("ratio:Q", title="gradient of the bias over the weight's", scale=scale, axis=axis),
         detail="seed:N",
         **look,
     )
+    names = alt.Chart(alt.InlineData(values=_names(rows))).mark_text(align="left", dx=7, fontSize=12, fontWeight="bold")
+    names = names.encode(x=x, y=alt.Y("ratio:Q", scale=scale), text="norm:N", color=look["color"])
     before, after = (results.where(norm="batch", bias=bias)[0].values["parameters"] for bias in (True, False))
     return [plots.Chart(
         "bias", "Gradient of the bias before the norm",
-        f"One line per seed. The normalised network has {before:,} parameters with the bias and {after:,} without.",
-        plots.sized(chart),
+        "The upper lines, of the network without a norm, stay at the size of the weight's own gradient; the lower ones "
+        "lie a million times deeper, where float32 rounds. One line per seed. "
+        f"The normalised network has {before:,} parameters with that bias and {after:,} without.",
+        plots.sized(chart + names),
     )]  # fmt: skip
+
+
+def _names(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """One row per norm at the end of its lines."""
+    return [
+        max((row for row in rows if row["norm"] == norm), key=lambda row: row["step"])
+        for norm in dict.fromkeys(row["norm"] for row in rows)
+    ]
 
 
 EXPERIMENT = Experiment(
     name="bias",
-    question="Is the bias before it redundant?",
+    question=QUESTIONS["bias"],
     how="Three hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning rate {rate}. "
     "The mean that a batch norm subtracts takes the bias of the layer before with it: three parameters per unit "
     "learn, not four. {seeds} seeds.",
@@ -106,4 +122,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     charts=charts,
+    seeds=(10, 10),
 )

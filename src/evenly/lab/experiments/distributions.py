@@ -12,6 +12,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
 from evenly.lab.judge import Verdict, at_least
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import activation_inputs, moments_of_progress, training
 
@@ -99,6 +100,7 @@ def charts(results: Results) -> list[plots.Chart]:
     return [
         plots.Chart(
             "distributions", "What enters the activations, step by step",
+            "Move the slider: on the left the hills wander and widen, on the right they keep their place. "
             "Histograms over units and test samples of one seed, layer above layer, heights by the square root; "
             f"the outermost bars hold what lies beyond ±{EDGE:g}.",
             histograms(results.by_seed()[0], norms),
@@ -106,41 +108,54 @@ def charts(results: Results) -> list[plots.Chart]:
         ),
         plots.Chart(
             "distributions_drift", "Drift per layer",
+            "See how the two lines part towards the last layer, which sits on all the others. "
             "Sum over the snapshots of the change of each unit's mean, in standard deviations, with 95 % intervals.",
             plots.curves(drift, norms, numbers, "distance drifted", domain=None, form="~g"),
         ),
     ]  # fmt: skip
 
 
+APART = 2 * EDGE + 2  # from the middle of the left panel to that of the right one
+
+
 def histograms(runs: Results, norms: list[str]) -> alt.LayerChart:
-    """A ridge per layer; the chart's parameter ``position`` picks the step."""
+    """A ridge per layer, the norms side by side; the chart's parameter ``position`` picks the step."""
     width = 2 * EDGE / BINS
     tallest = max(max(d) for r in runs for step in r.values["density"] for d in step)
+    shift = {norm: APART * i for i, norm in enumerate(norms)}
     rows: list[dict[str, Any]] = [
-        {"i": i, "layer": layer + 1, "norm": plots.label(run.setting.norm), "x": round(-EDGE + (b + 0.5) * width, 4),
+        {"i": i, "layer": layer + 1, "norm": plots.label(run.setting.norm),
+         "x": round(shift[run.setting.norm] - EDGE + (b + 0.5) * width, 4),
          "top": round(layer + 1 + 0.9 * (share / tallest) ** 0.5, 3)}
         for run in runs
         for i, step in enumerate(run.values["density"])
         for layer, density in enumerate(step)
         for b, share in enumerate(density)
     ]  # fmt: skip
+    top = layers(runs) + 1
     position = alt.param(name="position", value=len(runs[0].values["step"]) - 1)
+    ticks = [offset + x for offset in shift.values() for x in (-4, -2, 0, 2, 4)]
+    # Both panels lie on one axis; its labels start again in each.
+    wrapped = f"format(datum.value - {APART:g} * round(datum.value / {APART:g}), 'd')"
+    x = alt.X("x:Q", title="input of the activation", axis=alt.Axis(values=ticks, labelExpr=wrapped, grid=False),
+              scale=alt.Scale(domain=[-EDGE, max(shift.values()) + EDGE], nice=False))  # fmt: skip
+    scale = alt.Scale(domain=[1, top + 0.25], nice=False)
+    color = plots.series(norms, legend=False)["color"]
     base = alt.Chart(alt.InlineData(values=rows)).transform_filter("datum.i == position").encode(
-        x=alt.X("x:Q", title="input of the activation", scale=alt.Scale(domain=[-EDGE, EDGE]),
-                axis=alt.Axis(values=list(range(int(-EDGE), int(EDGE) + 1)), format="d")),
-        y=alt.Y("layer:Q", title="layer", axis=alt.Axis(values=list(range(1, layers(runs) + 1)), format="d"),
-                scale=alt.Scale(domain=[1, layers(runs) + 1])),
-        y2="top:Q",
-        color=plots.series(norms)["color"].legend(symbolType="square"),
-        detail="layer:N",
+        x=x, y=alt.Y("layer:Q", title="layer", axis=alt.Axis(values=list(range(1, top)), format="d"), scale=scale),
+        y2="top:Q", color=color, detail=["layer:N", "norm:N"],
     )  # fmt: skip
-    ridges = base.mark_area(opacity=0.45, interpolate="monotone").add_params(position)
-    return plots.sized(ridges, 340)  # type: ignore[no-any-return]
+    ridges = base.mark_area(opacity=0.6, interpolate="monotone").add_params(position)
+    heads = [{"norm": plots.label(norm), "x": at, "y": top + 0.1} for norm, at in shift.items()]
+    names = alt.Chart(alt.InlineData(values=heads)).mark_text(fontSize=13, fontWeight="bold")
+    names = names.encode(x=x, y=alt.Y("y:Q", scale=scale), text="norm:N", color=color)
+    middles = alt.Chart(alt.InlineData(values=heads)).mark_rule(strokeDash=[2, 3], color="#7F7F7F").encode(x=x)
+    return plots.sized(alt.layer(middles, ridges, names), 340)  # type: ignore[no-any-return]
 
 
 EXPERIMENT = Experiment(
     name="distributions",
-    question="Do layer inputs stay put?",
+    question=QUESTIONS["distributions"],
     how="The paper's network: three hidden layers of {width} sigmoids, initial deviation {init}, batches of {batch}, "
     "{steps} steps at learning rate {rate}. At each snapshot the test samples go through in evaluation mode. "
     "{seeds} seeds.",

@@ -10,6 +10,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Result, Results, Values
 from evenly.lab.judge import Verdict, at_least
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, trained
 
@@ -85,14 +86,15 @@ def charts(results: Results) -> list[plots.Chart]:
     chart = base.mark_rule(strokeWidth=2).encode(x=x.copy(), x2="high:Q").transform_calculate(value="datum.low")
     dots = base.mark_point(filled=True, size=90, opacity=1).encode(x=x)
     return [plots.Chart(
-        "family", "Final accuracy by task", "Dots are means over seeds, lines 95 % intervals.",
+        "family", "Final accuracy by task",
+        "See that no colour leads in all four rows. Dots are means over seeds, lines 95 % intervals.",
         plots.sized(chart + dots, 340),
     )]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     name="family",
-    question="Which norm when?",
+    question=QUESTIONS["family"],
     how="Four tasks: the digits with a convolutional network in batches of 64 and of 2, the breast cancer features on "
     "their raw scales of 0.001 to 1000 with a dense network, and the vowels with a recurrent one; every norm where it "
     "applies. {seeds} seeds.",

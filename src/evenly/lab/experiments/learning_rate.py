@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import math
+
 from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
-from evenly.lab.judge import Verdict, at_least
+from evenly.lab.judge import Verdict, at_least, at_most
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, trained
 
 TRAINS = 0.9  # a rate "trains" if the final test accuracy is at least this
+LARGE = 1.0  # from this rate on the plain network is not expected to train
 ACTIVATIONS = ("sigmoid", "relu")
 
 
@@ -30,33 +34,41 @@ def measure(setting: Setting, seed: int, data: Dataset) -> Values:
     return {"accuracy": accuracy(trained(setting, seed, data), data.test)}
 
 
-def band(runs: Results) -> float:
-    """The width of the longest unbroken run of rates that train, as a factor; each rate stands for one grid step.
+def trained_rates(runs: Results, norm: str) -> int:
+    """At how many of the rates a network trains."""
+    return sum(a >= TRAINS for a in runs.where(norm=norm).of("accuracy"))
 
-    1 where no rate trains.
-    """
-    rates = sorted(runs.distinct("rate"))
-    step = (rates[-1] / rates[0]) ** (1 / (len(rates) - 1))
-    longest = current = 0
-    for rate in rates:
-        (run,) = runs.where(rate=rate)
-        current = current + 1 if run.values["accuracy"] >= TRAINS else 0
-        longest = max(longest, current)
-    return float(step**longest)
+
+def counted(results: Results, norm: str) -> str:
+    """``0`` or ``7 to 8`` of the rates, over the seeds."""
+    counts = sorted({trained_rates(runs, norm) for runs in results.by_seed()})
+    return f"{counts[0]}" + (f" to {counts[-1]}" if len(counts) > 1 else "")
 
 
 def judge(results: Results) -> list[Verdict]:
-    """The ratio of the two bands, for each activation."""
+    """How many rates train, and what large ones do to the plain network, for each activation."""
+    return [v for activation in results.distinct("activation") for v in _judge(results, activation)]
+
+
+def _judge(results: Results, activation: str) -> list[Verdict]:
+    runs = results.where(activation=activation)
+    large = runs.where(lambda r: r.setting.rate >= LARGE, norm="none")
+    rates = len(runs.distinct("rate"))
+    per_decade = (rates - 1) / math.log10(max(runs.distinct("rate")) / min(runs.distinct("rate")))
+    told = f"plain {counted(runs, 'none')} of {rates}, normalised {counted(runs, 'batch')} of {rates}"
     return [
+        at_most(
+            f"A plain {activation} network does not train at rates of {LARGE:g} and more",
+            "its highest final accuracy over these rates",
+            large.interval(lambda found: max(found.of("accuracy")), "accuracy"),
+            TRAINS,
+        ),
         at_least(
-            f"The band of learning rates that train is ten times wider or more with batch normalization ({activation})",
-            f"width of the band reaching {TRAINS:.0%}, normalised over plain",
-            results.where(activation=activation).interval(
-                lambda runs: band(runs.where(norm="batch")) / band(runs.where(norm="none")), "×"
-            ),
-            10.0,
-        )
-        for activation in results.distinct("activation")
+            f"With batch normalization the {activation} network trains over a decade more of rates, or further",
+            f"decades of rates reaching {TRAINS:.0%}, normalised minus plain ({told} rates)",
+            runs.interval(lambda found: (trained_rates(found, "batch") - trained_rates(found, "none")) / per_decade),
+            1.0,
+        ),
     ]
 
 
@@ -68,24 +80,26 @@ def charts(results: Results) -> list[plots.Chart]:
         rows = plots.grouped(runs, "rate", lambda r: r.values["accuracy"])
         chart = plots.curves(
             rows, runs.distinct("norm"), plots.log_axis("rate", "learning rate", runs.distinct("rate")),
-            "final test accuracy",
+            "final test accuracy", goal=TRAINS,
         )  # fmt: skip
         made.append(plots.Chart(
             f"learning_rate_{activation}", f"Final accuracy by learning rate, {activation}",
-            f"Means over seeds with 95 % intervals; a rate counts as trained from {TRAINS:.0%}.", chart,
+            "See how far each line stays above the dotted one: at so many rates the network trains. "
+            "Means over seeds with 95 % intervals.", chart,
         ))  # fmt: skip
     return made
 
 
 EXPERIMENT = Experiment(
     name="learning_rate",
-    question="Does it bear larger learning rates?",
+    question=QUESTIONS["learning_rate"],
     how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} "
-    "steps at each of the rates {rate}. A rate trains if the final test accuracy is at least 90 %; the band is the "
-    "longest unbroken run of such rates. {seeds} seeds.",
+    "steps at each of the rates {rate}. A rate trains if the final test accuracy is at least 90 %; rates are "
+    "counted, since a network that trains at none has no width to divide by. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,
     charts=charts,
+    seeds=(10, 10),
     own=True,
 )

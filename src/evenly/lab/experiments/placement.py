@@ -6,6 +6,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
 from evenly.lab.judge import Verdict, at_least
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, moments_of_progress, training
 
@@ -62,22 +63,25 @@ def charts(results: Results) -> list[plots.Chart]:
             for row in plots.along(results.where(activation=activation, norm=norm, place=place), name)
         ]
         chart = plots.curves(
-            rows, list(names.values()), plots.log_axis("step", "training step", results[0].values["step"]), points=False
-        )
+            rows, list(names.values()), plots.log_axis("step", "training step", results[0].values["step"]),
+            points=False, domain=plots.from_floor([row for row in rows if row["norm"] != plots.label("none")]),
+        )  # fmt: skip
         made.append(plots.Chart(
-            f"placement_{activation}", f"Before or after {activation}", "Means over seeds with 95 % intervals.", chart,
-            half=True,
+            f"placement_{activation}", f"Before or after {activation}",
+            "See the right end: both places end close together. The axis begins ten points below. "
+            "Means over seeds with 95 % intervals.", chart, half=True,
         ))  # fmt: skip
     return made
 
 
 EXPERIMENT = Experiment(
     name="placement",
-    question="Before or after the activation?",
+    question=QUESTIONS["placement"],
     how="Three hidden layers of {width} units ({activation}), torch's default weights, batches of {batch}, {steps} "
     "steps at learning rate {rate}, batch norm before or after each activation. {seeds} seeds.",
     settings=settings,
     measure=measure,
     judge=judge,
     charts=charts,
+    seeds=(10, 10),
 )

@@ -13,6 +13,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset, Split
 from evenly.lab.experiment import Experiment, Result, Results, Values
 from evenly.lab.judge import Verdict, at_least, at_most
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, batches, moments_of_progress, training
 
@@ -122,14 +123,15 @@ def charts(results: Results) -> list[plots.Chart]:
     chart = plots.curves(rows, list(lines), steps, points=False)
     return [plots.Chart(
         "sequence", "Vowels: test accuracy",
-        f"“{ENOUGH}”: only steps with so many sequences left use their own statistics. "
+        "See the right end: layer norm and batch norm outside the recurrence learn; inside it batch norm lags and "
+        f"wavers. “{ENOUGH}”: only steps with so many sequences left use their own statistics. "
         "Means over seeds with 95 % intervals.", chart,
     )]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     name="sequence",
-    question="Why not in recurrent networks?",
+    question=QUESTIONS["sequence"],
     how="A recurrent network of {width} tanh units reads the vowels, 7 to 29 steps each; the norm stands inside the "
     "recurrence, h = tanh(norm(W x + U h)), and one set of running statistics serves all steps. Batch norm has masks "
     "that keep the steps beyond a sequence's end out, or none; or leaves steps at which few sequences are left to the "

@@ -6,6 +6,7 @@ from evenly.lab import plots
 from evenly.lab.data import Dataset
 from evenly.lab.experiment import Experiment, Results, Values
 from evenly.lab.judge import Verdict, at_least, within
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import accuracy, trained
 
@@ -60,13 +61,15 @@ def charts(results: Results) -> list[plots.Chart]:
     chart = plots.curves(rows, ["batch"], axis, "final test accuracy", domain=None)
     return [plots.Chart(
         "sync", "Final accuracy by samples per process",
-        f"At {BATCH} all processes share: synchronised batch norm. Means over seeds with 95 % intervals.", chart,
+        f"See the rise from left to right: with {min(r['samples'] for r in rows)} samples to share statistics the "
+        f"network is worse; at {BATCH} all processes share, as synchronised batch norm lets them. "
+        "Means over seeds with 95 % intervals.", chart,
     )]  # fmt: skip
 
 
 EXPERIMENT = Experiment(
     name="sync",
-    question="What does sharing statistics over processes bring?",
+    question=QUESTIONS["sync"],
     how="A convolutional network, batches of {batch} spread over {ghosts} processes, each with statistics of its own "
     "(ghost batches in one process: the same numbers), {steps} steps at learning rate {rate}. What sharing costs in "
     "time depends on the network between the machines; benchmarks/sync.py measures it. {seeds} seeds.",

@@ -15,6 +15,7 @@ from evenly.lab.data import Dataset, Split
 from evenly.lab.experiment import Experiment, Result, Results, Values
 from evenly.lab.judge import Verdict, at_least
 from evenly.lab.networks import Shift
+from evenly.lab.questions import QUESTIONS
 from evenly.lab.setting import Setting
 from evenly.lab.train import ACTIVATION_TYPES, accuracy, moments_of_progress, training
 
@@ -137,16 +138,21 @@ def charts(results: Results) -> list[plots.Chart]:
             **look,
         )
 
-    caption = "Means over seeds with 95 % intervals."
+    caption = (
+        "See that the shifted network, whose inputs move most, still learns sooner than the plain one. "
+        "Means over seeds with 95 % intervals."
+    )
     return [
         plots.Chart("why_accuracy", "Test accuracy", caption, chart("accuracy", "test accuracy", share=True)),
         plots.Chart(
             "why_moved", "Movement of the last layer's inputs",
+            "See the order of the lines: the injected shift moves the inputs far more than training does. "
             "Change of each unit's mean from one step to the next, in standard deviations, on a fixed batch.",
             chart("moved", "movement per step"), half=True,
         ),
         plots.Chart(
             "why_turned", "Change of the gradient along itself",
+            "See where the lines cross: the plain network is the smoother one at first only. "
             f"Relative change of the gradient a step of {STRIDE:g} along itself; lower is smoother.",
             chart("turned", "relative change"), half=True,
         ),
@@ -155,7 +161,7 @@ def charts(results: Results) -> list[plots.Chart]:
 
 EXPERIMENT = Experiment(
     name="why",
-    question="Does it work because inputs stop shifting?",
+    question=QUESTIONS["why"],
     how="After Santurkar et al. (2018): each step multiplies what leaves a norm by a random 1 ± 0.5 per unit and "
     "adds as much. Three hidden layers of {width} {activation} units, batches of {batch}, {steps} steps at learning "
     "rate {rate}. {seeds} seeds.",

@@ -15,9 +15,14 @@ function themeConfig(dark) {
   };
 }
 
-// The same colours, brighter: on a dark page the darkest of the palette would sink.
-const BRIGHTER = { "#0072B2": "#4BA6E8", "#D55E00": "#FF8A3D", "#009E73": "#2CCB9B", "#7F7F7F": "#ABABAB" };
-const brighter = (spec) => JSON.parse(JSON.stringify(spec).replace(/#[0-9A-F]{6}/g, (color) => BRIGHTER[color] || color));
+// The same colours, brighter: on a dark page the dark ones of the palette would sink. Mixed with white until light enough.
+function brightened(color) {
+  let rgb = [1, 3, 5].map((i) => parseInt(color.slice(i, i + 2), 16));
+  const light = () => rgb.reduce((sum, v, i) => sum + [0.2126, 0.7152, 0.0722][i] * (v / 255) ** 2.2, 0);
+  while (light() < 0.3) rgb = rgb.map((v) => v + (255 - v) * 0.12);
+  return "#" + rgb.map((v) => Math.round(v).toString(16).padStart(2, "0")).join("");
+}
+const brighter = (spec) => JSON.parse(JSON.stringify(spec).replace(/#[0-9A-F]{6}/g, brightened));
 
 async function draw() {
   const dark = root.dataset.theme === "dark", config = themeConfig(dark);
@@ -35,6 +40,8 @@ async function draw() {
 
 function setTheme(theme, remember) {
   root.dataset.theme = theme;
+  const next = theme === "dark" ? "light" : "dark";
+  document.getElementById("theme").textContent = `Switch to ${next}`;
   if (remember) { try { localStorage.setItem("theme", theme); } catch { /* a page from disk may not remember */ } }
   return draw();
 }
