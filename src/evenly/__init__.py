@@ -26,6 +26,7 @@ _HOME = {
     "use_backend": "backends",
     "convert": "tools.convert",
     "revert": "tools.convert",
+    "fold": "tools.fold.folding",
     "freeze": "tools.freeze",
     "unfreeze": "tools.freeze",
     "recalibrate": "tools.recalibrate",
