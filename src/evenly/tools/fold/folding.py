@@ -157,7 +157,8 @@ def _in_float64(model: Any, example: Example) -> list[Any] | None:
             warnings.simplefilter("ignore")
             twin = copy.deepcopy(model).double()
             args, kwargs = torch.utils._pytree.tree_map(wide, (example.args, dict(example.kwargs)))
-            return trace.tensors(Example(args, kwargs).run(twin))
+            found = trace.tensors(Example(args, kwargs).run(twin))
+            return found if all(t.dtype == torch.float64 or not t.is_floating_point() for t in found) else None
     except Exception:
         return None
 

@@ -125,9 +125,9 @@ def as_graph(work: Work) -> tuple[fx.GraphModule, list[str]]:
     _drop_constants(work)
     work.graph._tracer_cls = None
     work.graph.lint()
-    root.recompile()
-    root.delete_all_unused_submodules()
-    return root.eval(), cloned
+    made = fx.GraphModule(root, work.graph, type(root).__name__)  # an exported program's own has no eval()
+    made.delete_all_unused_submodules()
+    return made.eval(), cloned
 
 
 def _drop_constants(work: Work) -> None:
@@ -226,13 +226,9 @@ def _write_padding(
         for axis, (low, high) in enumerate(pads, start=ndim - len(pads)):
             if not low and not high:
                 continue
-            parts = []
-            for width in (low, high):
-                sizes: list[Any] = [graph.call_method("size", (now, k)) if k not in (channel, axis) else -1 for k in range(ndim)]
-                sizes[axis] = width
-                parts.append(graph.call_method("expand", (edge, *sizes)) if width else None)
-            together = [p for p in (parts[0], now, parts[1]) if p is not None]
-            now = graph.call_function(torch.cat, (together, axis))
+            first = graph.call_function(torch.narrow, (now, axis, 0, 1))
+            border = graph.call_function(torch.add, (graph.call_function(torch.zeros_like, (first,)), edge))
+            now = graph.call_function(torch.cat, ([border] * low + [now] + [border] * high, axis))
     if reader is not None:
         reader.args = (now,)
     return now

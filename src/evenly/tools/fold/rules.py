@@ -67,6 +67,8 @@ def fold_one(work: Work, node: fx.Node) -> dict[str, Any]:
             reasons.append(str(reason))
             continue
         entry = _entry(work, path, name, errors)
+        if node in work.arithmetic:
+            entry["rule"] = entry["rule"].replace("norm ", "scale and shift ")
         put: Any = node.args[0]
         work.take_out(node, put)
         return entry
@@ -157,12 +159,12 @@ def _merge(work: Work, node: fx.Node) -> dict[str, Any]:
     sums: list[fx.Node] = []
     leaves = _leaves(work, node, sums)
     layers = [n for n in leaves if n in work.layers]
-    if not layers or len(leaves) < 2 or not all(isinstance(n, fx.Node) for n in leaves):
+    if not layers or not all(isinstance(n, fx.Node) for n in leaves):
         raise Refused("not branches")
     source = layers[0].args[0]
     scaled = [n for n in leaves if n in work.norms]
     plain = [n for n in leaves if n is source]
-    if len(layers) + len(scaled) + len(plain) < len(leaves) or not (scaled or any(work.layers[n].changed for n in layers)):
+    if len(layers) + len(scaled) < 2 or len(layers) + len(scaled) + len(plain) < len(leaves) or not (scaled or any(work.layers[n].changed for n in layers)):
         raise Refused("not branches")
     for leaf in {*layers, *scaled}:
         if leaf.args[0] is not source or len(leaf.users) != 1 or leaves.count(leaf) > 1:

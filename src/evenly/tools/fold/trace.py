@@ -6,6 +6,7 @@ and compared with the model, so a trace that is not the model is never used.
 
 from __future__ import annotations
 
+import logging
 import operator
 import warnings
 from collections.abc import Mapping
@@ -174,10 +175,13 @@ def _exported(model: nn.Module, example: Example) -> torch.export.ExportedProgra
     )
     with torch.no_grad(), warnings.catch_warnings():
         warnings.simplefilter("ignore")
+        logging.disable(logging.CRITICAL)  # its error comes as an exception, too
         try:
             return torch.export.export(model, example.args, dict(example.kwargs), dynamic_shapes=free)
         except Exception:
             return torch.export.export(model, example.args, dict(example.kwargs))
+        finally:
+            logging.disable(logging.NOTSET)
 
 
 def _of_export(program: torch.export.ExportedProgram) -> Program:

@@ -116,6 +116,8 @@ class Trial:
             x = value(node.args[0])  # type: ignore[arg-type]
             edge = work.edges[node].abs() if mode == "absolute" else work.edges[node]
             return padded(x, edge.to(x.dtype), pad_pairs(work, node), 1)
+        if calls.kind_of(node, work.root) == "same":
+            return value(node.args[0])  # type: ignore[arg-type]
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value)
         if calls.writes(node, work.root) is not None and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
