@@ -150,6 +150,9 @@ def _leaves(work: Work, node: fx.Node, sums: list[fx.Node]) -> list[Any]:
         raise Refused("not a plain sum")
     found: list[Any] = []
     for part in node.args:
+        while isinstance(part, fx.Node) and len(part.users) == 1 and calls.kind_of(part, work.root) == "same":
+            sums.append(part)
+            part = part.args[0]
         inner = isinstance(part, fx.Node) and calls.kind_of(part, work.root) == "add" and len(part.users) == 1
         found += _leaves(work, part, sums) if inner and isinstance(part, fx.Node) else [part]
     return [part for part in found if not (isinstance(part, (int, float)) and part == 0)]
@@ -179,8 +182,9 @@ def _merge(work: Work, node: fx.Node) -> dict[str, Any]:
     errors = trial.errors([into], terms)
     _remember(work, trial)
     work.take_out(node, into)
-    for dead in [*sums[1:], *(n for n in leaves if n is not into and n is not source)]:
-        work.erase(dead)
+    dead = {*sums[1:], *leaves} - {into, source}
+    for gone in [n for n in reversed(work.graph.nodes) if n in dead]:
+        work.erase(gone)
     entry = _entry(work, Path(), "", errors)
     return {**entry, "into": [work.name(into)], "from": ", ".join(names), "rule": "sum of branches"}
 
