@@ -134,8 +134,8 @@ def _compared(original: Any, folded: nn.Module, example: Example) -> dict[str, f
         error = max(error, _distance(now, right, finite))
         rounding = max(rounding, _distance(was, right, finite), _distance(was, now, finite) / 64)
         largest = max(largest, float(right.double().abs()[finite].max()) if finite.any() else 0.0)
-        unit = torch.finfo(was.dtype).eps
-        if error > 8 * rounding + 64 * unit * largest:
+        floor = 1e-10 if was.dtype == torch.float64 else 64 * torch.finfo(was.dtype).eps  # float64 has no better judge
+        if error > 8 * rounding + floor * largest:
             raise RuntimeError(
                 f"the folded model is {error:.1e} from float64, the model {rounding:.1e}; please report this model."
             )

@@ -278,6 +278,8 @@ def _record_function(work: Work, node: fx.Node) -> None:
     name = calls.short(node)
     if name not in _FUNCTIONS and name not in ("batch_norm", *_ARITHMETIC):
         return
+    if node.args and constant(work, node.args[0]) is not None:
+        return  # weights that are standardised, not activations
     home = getattr(node.target, "__module__", "") or ""
     if not (home.startswith(("torch", "_operator")) or isinstance(node.target, torch._ops.OpOverload)):
         return
