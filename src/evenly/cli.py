@@ -302,7 +302,7 @@ def fold(
 
         if checks:
             if len(arguments) not in (2, 3):
-                raise ValueError("--check takes two files: the folded model and the original, then MODULE:MODEL if needed.")
+                raise ValueError("--check takes the folded file and the original, then MODULE:MODEL if needed.")
             line, good = command.check(arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None, inputs)
             click.echo(line)
             return int(not good)

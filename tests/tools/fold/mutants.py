@@ -9,9 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenly.tools.fold import calls, norms, push, rules
+from evenly.tools.fold import norms, push, rules, steps
 from evenly.tools.fold.layers import Layer
-from evenly.tools.fold.norms import Refused
 
 
 def _without_eps(mean: Tensor, var: Tensor, eps: Any, weight: Any, bias: Any) -> tuple[Tensor, Tensor]:
@@ -28,7 +27,7 @@ def _without_root(mean: Tensor, var: Tensor, eps: Any, weight: Any, bias: Any) -
 
 
 _right = norms.scale_and_shift
-_outputs, _inputs, _edge = Layer.scale_outputs, Layer.scale_inputs, push._edge
+_outputs, _inputs, _edge = Layer.scale_outputs, Layer.scale_inputs, steps.edge_of
 
 
 def _bias_unscaled(self: Layer, scale: Tensor, shift: Tensor) -> None:
@@ -80,14 +79,15 @@ MUTANTS: dict[str, tuple[Any, str, Any]] = {
     "old bias not scaled": (Layer, "scale_outputs", _bias_unscaled),
     "groups forgotten": (Layer, "scale_outputs", _groups_forgotten),
     "shift dropped before a layer": (Layer, "scale_inputs", _shift_dropped),
-    "border of zeros": (push, "_edge", _border_zero),
-    "border of the wrong sign": (push, "_edge", _border_sign),
+    "border of zeros": (steps, "edge_of", _border_zero),
+    "border of the wrong sign": (steps, "edge_of", _border_sign),
     "ReLU lets a shift pass": (push.Push, "_back_scales", _relu_always),
     "maximum lets a negative scale pass": (push.Push, "_back_greatest", _greatest_always),
     "identity in the kernel's corner": (rules, "_identity_places", _corner),
 }
 WHERE: dict[str, tuple[str, ...]] = {
-    "eps left out": ("conv_norm", "linear_before"), "mean left out": ("conv_norm",), "variance for its root": ("conv_norm",),
+    "eps left out": ("conv_norm", "linear_before"), "mean left out": ("conv_norm",),
+    "variance for its root": ("conv_norm",),
     "old bias not scaled": ("conv_norm",), "groups forgotten": ("transposed",),
     "shift dropped before a layer": ("before", "before_padded"), "border of zeros": ("before_padded",),
     "border of the wrong sign": ("before_padded", "before_padding"), "ReLU lets a shift pass": ("relu_shift",),
@@ -107,4 +107,4 @@ def planted(name: str) -> Iterator[None]:
         setattr(home, attribute, right)
 
 
-__all__ = ["MUTANTS", "WHERE", "Refused", "calls", "planted"]
+__all__ = ["MUTANTS", "WHERE", "planted"]

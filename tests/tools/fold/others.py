@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
 from tests.tools.fold import world
 from tests.tools.fold.world import Spec
 
@@ -43,7 +42,9 @@ def by_onnxruntime(spec: Spec, rank: int) -> str | None:
     import onnxruntime
 
     net, exact = world.build(spec, rank, torch.float32), world.build(spec, rank)
-    exact.model.load_state_dict({k: v.double() if v.is_floating_point() else v for k, v in net.model.state_dict().items()})
+    exact.model.load_state_dict(
+        {k: v.double() if v.is_floating_point() else v for k, v in net.model.state_dict().items()}
+    )
     with torch.no_grad():
         right, low = exact.model(net.x.double()), net.model(net.x)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():

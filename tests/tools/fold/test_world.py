@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 
 import pytest
-
 from tests.tools.fold import mutants, others, soak, world
 
 pytestmark = pytest.mark.filterwarnings("ignore")

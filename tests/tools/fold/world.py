@@ -302,7 +302,9 @@ def _relu_shift(at: Place) -> Made:
 def _cat(at: Place) -> Made:
     a, b = out(at), out(at)
     same = {"stride": 1, "kernel_size": 3, "padding": 1, "dilation": 1}
-    return Made(Two("cat", conv(at, at.channels, a, **same), conv(at, at.channels, b, **same), norm(at, a + b)), a + b, 1)
+    return Made(
+        Two("cat", conv(at, at.channels, a, **same), conv(at, at.channels, b, **same), norm(at, a + b)), a + b, 1
+    )
 
 
 def _into_cat(at: Place) -> Made:
@@ -319,7 +321,9 @@ def _sum(at: Place) -> Made:
 
 def _dense(at: Place) -> Made:
     c = out(at)
-    second = nn.Sequential(norm(at, at.channels), nn.ReLU(), conv(at, at.channels, c, kernel_size=1, padding=0, stride=1))
+    second = nn.Sequential(
+        norm(at, at.channels), nn.ReLU(), conv(at, at.channels, c, kernel_size=1, padding=0, stride=1)
+    )
     return Made(nn.Sequential(second, norm(at, c)), c, 1, 1)
 
 
@@ -438,5 +442,5 @@ def build(spec: Spec, rank: int, dtype: torch.dtype = torch.float64) -> Network:
         made = PATTERNS[name](Place(random.Random(seed), channels, rank))
         layers += [made.module, nn.Sigmoid()]
         channels, foldable, left = made.channels, foldable + made.foldable, left + made.left
-    x = torch.randn(2, 3, *[{1: 21, 2: 15, 3: 11}[rank]] * rank, dtype=torch.float64)
+    x = torch.randn(2, 3, *[{1: 21, 2: 13, 3: 9}[rank]] * rank, dtype=torch.float64)
     return Network(nn.Sequential(*layers).to(dtype).eval(), x.to(dtype), foldable, left)

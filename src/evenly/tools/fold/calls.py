@@ -17,8 +17,8 @@ from torch import Tensor, fx, nn
 # means: every output is a weighted mean of elements of one channel.  greatest: the greatest of them.
 # scales: f(a x) = a f(x) for a >= 0.  same: the input.
 _NAMES = {
-    "same": "contiguous clone dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout feature_alpha_dropout "
-    "detach alias lift_fresh",
+    "same": "contiguous clone dropout dropout1d dropout2d dropout3d feature_dropout alpha_dropout "
+    "feature_alpha_dropout detach alias lift_fresh",
     "moves": "reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze t "
     "pixel_shuffle pixel_unshuffle channel_shuffle flip roll chunk split narrow select unbind getitem slice "
     "split_with_sizes tensor_split unsafe_chunk unsafe_split",
@@ -41,9 +41,8 @@ _LAYERS: dict[str, str] = {
     "scales": "ReLU LeakyReLU PReLU",
     "pad": "ZeroPad1d ZeroPad2d ZeroPad3d ConstantPad1d ConstantPad2d ConstantPad3d",
 }
-VIEWS = set("reshape view flatten unflatten permute transpose swapaxes swapdims movedim moveaxis squeeze unsqueeze t "
-            "chunk split narrow select unbind getitem slice split_with_sizes tensor_split contiguous detach alias "
-            "dropout dropout1d dropout2d dropout3d".split())  # fmt: skip
+VIEWS = set(_NAMES["moves"].split()) - {"reshape", "roll", "flip"} | {"reshape", "contiguous", "detach", "alias"}
+VIEWS |= {name for name in _NAMES["same"].split() if "dropout" in name}  # in evaluation, its input itself
 
 
 def _functions() -> dict[Any, tuple[str, str]]:
@@ -68,7 +67,7 @@ def name_of(node: fx.Node, root: nn.Module) -> str:
     if node.op == "call_module":
         return f"{type(root.get_submodule(str(node.target))).__name__} ({node.target})"
     if node.op == "call_function":
-        return _operator(node) or getattr(node.target, "__name__", str(node.target))
+        return _operator(node) or str(getattr(node.target, "__name__", node.target))
     return {"placeholder": "the model's input", "output": "the model's output"}.get(node.op, str(node.target))
 
 
@@ -124,7 +123,7 @@ def _settled(kind: str | None, name: str, given: dict[str, Any], module: Any) ->
         padded = given.get("padding", 0) not in (0, (0,), (0, 0), (0, 0, 0), [0], [0, 0], [0, 0, 0])
         override = given.get("divisor_override") is not None
         return None if override or (padded and given.get("count_include_pad", True)) else kind
-    if kind == "greatest" and (given.get("return_indices") or module is None and "indices" in name):
+    if kind == "greatest" and (given.get("return_indices") or (module is None and "indices" in name)):
         return None
     if name == "pad" and given.get("mode", "constant") != "constant":
         return "means"  # copies, and nothing else at the border
@@ -185,5 +184,5 @@ def writes(node: fx.Node, root: nn.Module) -> fx.Node | None:
     if node.op == "call_module":
         return target if getattr(root.get_submodule(str(node.target)), "inplace", False) is True else None
     name = short(node)
-    own = name.endswith("_") and not name.endswith("__") or name in ("iadd", "isub", "imul", "itruediv", "setitem")
+    own = (name.endswith("_") and not name.endswith("__")) or name in ("iadd", "isub", "imul", "itruediv", "setitem")
     return target if own or node.kwargs.get("inplace") is True else None

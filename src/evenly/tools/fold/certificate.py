@@ -40,17 +40,15 @@ def text(certificate: Mapping[str, Any]) -> str:
     lines = [f"{len(folds)} folded, {len(refused)} left; the result is a {_FORMS[certificate['form']]}"]
     for fold in folds:
         worst = max(fold["error_example"], fold["error_random"])
-        lines.append(
-            f"  {fold['from']} -> {', '.join(fold['into'])}   {fold['rule']}   error {worst:.1e}, bound {fold['bound']:.1e}"
-        )
+        where = f"{fold['from']} -> {', '.join(fold['into'])}"
+        lines.append(f"  {where}   {fold['rule']}   error {worst:.1e}, bound {fold['bound']:.1e}")
     lines += [f"  left {item['where']}: {item['reason']}" for item in refused]
     for key, word in (("cloned", "cloned"), ("pruned", "pruned"), ("biases", "bias removed")):
         lines += [f"  {word} {item}" for item in certificate.get(key, [])]
     whole = certificate.get("model")
     if whole:
-        lines.append(
-            f"whole model: {whole['error']:.1e} from float64, {whole['unfolded']:.1e} before folding, outputs up to {whole['largest']:.1e}"
-        )
+        errors = f"{whole['error']:.1e} from float64, {whole['unfolded']:.1e} before folding"
+        lines.append(f"whole model: {errors}, outputs up to {whole['largest']:.1e}")
     return "\n".join(lines)
 
 
@@ -85,5 +83,6 @@ def section(certificate: Mapping[str, Any]) -> str:
         '<section class="certificate"><h2>What was folded</h2><table><thead><tr><th>norm</th><th>into</th><th>rule</th>'
         "<th>error, example</th><th>error, random</th><th>bound</th></tr></thead><tbody>"
         f"{rows}</tbody></table><h2>What was left</h2><table><thead><tr><th>norm</th><th>reason</th></tr></thead>"
-        f"<tbody>{left}</tbody></table><p>torch {escape(certificate['torch'])}, weights {certificate['digest'][:16]}</p></section>"
+        f"<tbody>{left}</tbody></table><p>torch {escape(certificate['torch'])}, "
+        f"weights {certificate['digest'][:16]}</p></section>"
     )

@@ -1,4 +1,4 @@
-"""What the command `fold` does: fold the user's model, write it in a form that is run again, or check somebody else's."""
+"""What the command `fold` does: fold, write a file that is run again and compared, or check somebody else's."""
 
 from __future__ import annotations
 
@@ -118,10 +118,14 @@ def carry_out(subject: nn.Module, example: tuple[Tensor, ...], out: str, prune: 
         worst = _run_again(draft, folded, example)
         limit = _limit(folded, example)
         if not worst <= limit:
-            raise ValueError(f"{path.name} answers {worst:.1e} from the folded model, more than {limit:.1e}; not written.")
+            raise ValueError(
+                f"{path.name} answers {worst:.1e} from the folded model, more than {limit:.1e}; not written."
+            )
     state = folded.state_dict()
     lines.append(f"wrote {out}: {batch}; run again, {worst:.1e} from the folded model")
-    lines.append(f"{len(state)} tensors, {sum(t.numel() for t in state.values())} numbers; digest {_digest(folded)[:16]}")
+    lines.append(
+        f"{len(state)} tensors, {sum(t.numel() for t in state.values())} numbers; digest {_digest(folded)[:16]}"
+    )
     return folded, lines
 
 
@@ -184,7 +188,9 @@ def _exported(folded: nn.Module, example: tuple[Tensor, ...]) -> tuple[torch.exp
                 return torch.export.export(folded, example), f"{example[0].shape[0]} samples, as in --inputs"
             except Exception as error:
                 reason = f"{type(error).__name__}: {error}".split("\n")[0]
-                raise ValueError(f"the folded model cannot be exported: {reason[:200]}; write a .safetensors.") from None
+                raise ValueError(
+                    f"the folded model cannot be exported: {reason[:200]}; write a .safetensors."
+                ) from None
 
 
 @contextlib.contextmanager
@@ -254,5 +260,7 @@ def check(first: str, second: str, model: str | None, inputs: Sequence[str]) -> 
     good = worst <= limit
     verdict = "the same model" if good else "NOT the same model"
     against = "float64" if other.wide is not None else "the original"
-    line = f"{first} is {worst:.1e} from {second} in {against}, the original itself {own:.1e}, outputs up to {largest:.1e}"
+    line = (
+        f"{first} is {worst:.1e} from {second} in {against}, the original itself {own:.1e}, outputs up to {largest:.1e}"
+    )
     return f"{line}: {verdict}", good

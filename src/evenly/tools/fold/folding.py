@@ -13,9 +13,10 @@ from evenly.tools import fuse as fusing
 from evenly.tools import walk
 from evenly.tools.fold import certificate, norms, rebuild, shrink, trace
 from evenly.tools.fold.norms import Refused
+from evenly.tools.fold.record import begin
 from evenly.tools.fold.rules import fold_all
 from evenly.tools.fold.trace import Example
-from evenly.tools.fold.work import Work, begin
+from evenly.tools.fold.work import Work
 
 
 def fold(model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *, prune: bool = False) -> nn.Module:
@@ -71,9 +72,7 @@ def fold(model: nn.Module | torch.export.ExportedProgram, example_inputs: Any, *
         whole = _compared(original, folded, example)
     finally:
         torch.set_rng_state(random)
-    paper = certificate.make(
-        form, folds, refused, folded, cloned=cloned, pruned=pruned, biases=biases, model=whole
-    )
+    paper = certificate.make(form, folds, refused, folded, cloned=cloned, pruned=pruned, biases=biases, model=whole)
     return rebuild.attach(folded, paper)
 
 
@@ -149,6 +148,7 @@ def _distance(one: Any, other: Any, where: Any) -> float:
 
 def _in_float64(model: Any, example: Example) -> list[Any] | None:
     """What the model answers in float64; None where it cannot run in it."""
+
     def wide(value: Any) -> Any:
         return value.double() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
 

@@ -61,7 +61,8 @@ def of(module: nn.Module) -> Norm | None:
     known = type(module) in _TORCH or is_evenly(type(module))
     if known and _measures(module):
         raise Refused("it is in training mode and measures its input; call .eval() on it")
-    scale, shift = scale_and_shift(mean, var, module.eps, module.weight, module.bias)
+    own: Any = module
+    scale, shift = scale_and_shift(mean, var, own.eps, own.weight, own.bias)
     if module._forward_hooks or module._forward_pre_hooks:
         raise Refused("it has hooks, which may change what passes")
     if is_evenly(type(module)):
@@ -131,7 +132,9 @@ def _proved(module: nn.Module, scale: Tensor, shift: Tensor) -> Norm:
         if all(_agrees(twin, x, scale, shift, activation) for x in xs):
             kept = getattr(module, "act", None) if activation is not None else None
             return Norm(scale, shift, 1, kept)
-    raise Refused(f"{type(module).__name__} does not compute weight * (x - running_mean) / sqrt(running_var + eps) + bias")
+    raise Refused(
+        f"{type(module).__name__} does not compute weight * (x - running_mean) / sqrt(running_var + eps) + bias"
+    )
 
 
 def _agrees(twin: nn.Module, x: Tensor, scale: Tensor, shift: Tensor, activation: nn.Module | None) -> bool:
@@ -218,7 +221,16 @@ def _as_graph(module: Any, activation: nn.Module | None, channel: int) -> nn.Mod
         measured = root._buffers.get("running_mean") is None or bool(_measures(module))
         y = graph.call_function(
             function,
-            (y, tensor("running_mean"), tensor("running_var"), tensor("weight"), tensor("bias"), measured, 0.0, module.eps),
+            (
+                y,
+                tensor("running_mean"),
+                tensor("running_var"),
+                tensor("weight"),
+                tensor("bias"),
+                measured,
+                0.0,
+                module.eps,
+            ),
         )
         if channel != 1:
             y = graph.call_method("movedim", (y, 1, channel))

@@ -6,47 +6,29 @@ constant. Each rule is one method, and its condition of exactness is its first l
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import Tensor, fx
 
 from evenly.tools.fold import calls
-from evenly.tools.fold.layers import Layer
-from evenly.tools.fold.norms import Norm, Refused
+from evenly.tools.fold.norms import Refused
+from evenly.tools.fold.steps import (
+    PASSES,
+    Path,
+    Step,
+    count,
+    edge_of,
+    full,
+    has_border,
+    repeats,
+    rule_before,
+    rule_behind,
+    small,
+    told,
+)
 from evenly.tools.fold.trial import pad_pairs
 from evenly.tools.fold.work import Work
-
-
-@dataclass
-class Step:
-    """One thing that is folded into: a layer's outputs or inputs, another norm, or a padding's values."""
-
-    node: fx.Node
-    where: str
-    scale: Tensor
-    shift: Tensor
-
-
-@dataclass
-class Path:
-    """Where one norm goes.
-
-    Args:
-        steps: what takes it in.
-        region: the calls between, and those that take it in.
-        rules: the names of the rules that it used.
-    """
-
-    steps: list[Step] = field(default_factory=list)
-    region: set[fx.Node] = field(default_factory=set)
-    rules: list[str] = field(default_factory=list)
-
-    def use(self, rule: str) -> None:
-        """Note a rule, once."""
-        if rule not in self.rules:
-            self.rules.append(rule)
 
 
 class Push:
@@ -78,7 +60,7 @@ class Push:
             layer = work.layers[node]
             axis = layer.axis(len(work.shape(node)))
             path.steps.append(Step(node, "outputs", *self._along(a, b, axis, layer.outputs, node)))
-            path.use(_rule_before(layer))
+            path.use(rule_before(layer))
             return
         if node in work.norms:
             norm = work.norms[node]
@@ -91,7 +73,7 @@ class Push:
         if kind is None or rule is None:
             raise Refused(f"{calls.name_of(node, work.root)} stands between")
         rule(node, a, b, path)
-        path.use(_PASSES.get(kind, kind))
+        path.use(PASSES.get(kind, kind))
 
     def _alone(self, node: fx.Node, reader: fx.Node) -> None:
         work = self.work
@@ -99,9 +81,9 @@ class Push:
             raise Refused(f"{work.name(node)} is written in place through a view")
         others = [u for u in work.readers(node) if u is not reader]
         if others:
-            names = ", ".join(sorted({_told(work, u) for u in others})[:3])
-            raise Refused(f"{_told(work, node)} is also read by {names}")
-        if [work.source(n) for n in reader.all_input_nodes].count(node) + _repeats(reader, node) > 1:
+            names = ", ".join(sorted({told(work, u) for u in others})[:3])
+            raise Refused(f"{told(work, node)} is also read by {names}")
+        if [work.source(n) for n in reader.all_input_nodes].count(node) + repeats(reader, node) > 1:
             raise Refused(f"{work.name(node)} is read twice")
 
     def _back_same(self, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
@@ -129,8 +111,8 @@ class Push:
         along = calls.touched(node, self.work.root, shape, out)
         if len(out) != len(shape):
             sizes = [1 if axis in along else shape[axis] for axis in range(len(shape))]
-            a, b = (_full(t, out).reshape(sizes) for t in (a, b))
-            a, b = _small(a), _small(b)
+            a, b = (full(t, out).reshape(sizes) for t in (a, b))
+            a, b = small(a), small(b)
         self._constant_along(node, a, b, along)
         return a, b
 
@@ -142,14 +124,14 @@ class Push:
         source: Any = node.args[0]
         shape = self.work.shape(source)
         self._batch_stays(node, a, b)
-        places = self._moved(node, torch.arange(_count(shape)).reshape(shape))
-        if not isinstance(places, Tensor) or places.numel() != _count(shape):
+        places = self._moved(node, torch.arange(count(shape)).reshape(shape))
+        if not isinstance(places, Tensor) or places.numel() != count(shape):
             raise Refused(f"{calls.name_of(node, self.work.root)} takes a part, and others may take the rest")
         found = []
         for tensor in (a, b):
-            flat = torch.empty(_count(shape), dtype=torch.float64)
-            flat[places.flatten()] = _full(tensor, tuple(places.shape)).flatten()
-            found.append(_small(flat.reshape(shape)))
+            flat = torch.empty(count(shape), dtype=torch.float64)
+            flat[places.flatten()] = full(tensor, tuple(places.shape)).flatten()
+            found.append(small(flat.reshape(shape)))
         self.backward(source, found[0], found[1], node, path)
 
     def _back_cat(self, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
@@ -175,7 +157,8 @@ class Push:
         return [self.work.source(p) for p in parts], int(axis) % len(self.work.shape(node))
 
     def _back_add(self, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
-        parts: list[Any] = [self.work.source(p) for p in node.args[:2]]
+        given: list[Any] = list(node.args[:2])
+        parts: list[Any] = [self.work.source(p) for p in given]
         shapes = {self.work.shape(p) if isinstance(p, fx.Node) else None for p in parts}
         if len(node.args) != 2 or shapes != {self.work.shape(node)}:
             raise Refused(f"{self.work.name(node)} adds a constant, or broadcasts")
@@ -204,7 +187,8 @@ class Push:
         if reader in work.unsafe:
             raise Refused(f"{work.name(reader)} is written in place through a view")
         path.region.add(reader)
-        if reader in work.layers and work.source(reader.args[0]) is node:
+        first: Any = reader.args[0] if reader.args else None
+        if reader in work.layers and work.source(first) is node:
             self._into_inputs(reader, node, a, b, path)
             return
         if reader in work.norms and reader not in work.bypassed:
@@ -217,17 +201,17 @@ class Push:
         if kind is None or rule is None:
             raise Refused(f"{calls.name_of(reader, work.root)} follows")
         rule(reader, node, a, b, path)
-        path.use(_PASSES.get(kind, kind))
+        path.use(PASSES.get(kind, kind))
 
     def _into_inputs(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         layer = self.work.layers[reader]
         scale, shift = self._along(a, b, layer.axis(len(self.work.shape(node))), layer.inputs, node)
         if layer.transposed and bool(shift.any()):
             raise Refused(f"{self.work.name(reader)} is transposed: a shift before it is no constant behind it")
-        path.use(_rule_behind(layer, shift))
-        if _has_border(layer) and (bool(shift.any()) or layer.edges is not None):
+        path.use(rule_behind(layer, shift))
+        if has_border(layer) and (bool(shift.any()) or layer.edges is not None):
             edge = layer.edges if layer.edges is not None else torch.zeros_like(shift)
-            _edge(edge, scale, shift, self.work.name(reader))
+            edge_of(edge, scale, shift, self.work.name(reader))
         path.steps.append(Step(reader, "inputs", scale, shift))
 
     def _on_same(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
@@ -258,15 +242,15 @@ class Push:
     def _on_moves(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         shape = self.work.shape(node)
         self._batch_stays(reader, a, b)
-        moved = [self._moved(reader, _full(t, shape)) for t in (a, b)]
+        moved = [self._moved(reader, full(t, shape)) for t in (a, b)]
         if isinstance(moved[0], Tensor):
-            self.forward(reader, _small(moved[0]), _small(moved[1]), path)
+            self.forward(reader, small(moved[0]), small(moved[1]), path)
             return
         for item in self.work.readers(reader):
             path.region.add(item)
             if calls.short(item) != "getitem" or not isinstance(item.args[1], int):
                 raise Refused(f"{calls.name_of(item, self.work.root)} follows a split")
-            self.forward(item, _small(moved[0][item.args[1]]), _small(moved[1][item.args[1]]), path)
+            self.forward(item, small(moved[0][item.args[1]]), small(moved[1][item.args[1]]), path)
 
     def _on_cat(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         parts, axis = self._parts(reader)
@@ -294,7 +278,7 @@ class Push:
         scale, shift = self._along(a, b, 1, channels, node)
         value = float(calls.settings(reader, self.work.root).get("value") or 0.0)
         old = self.work.edges.get(reader, torch.full_like(shift, value))
-        _edge(old, scale, shift, self.work.name(reader))
+        edge_of(old, scale, shift, self.work.name(reader))
         path.steps.append(Step(reader, "edges", scale, shift))
         self.forward(reader, a, b, path)
 
@@ -318,10 +302,9 @@ class Push:
 
     def _moved(self, node: fx.Node, tensor: Tensor) -> Any:
         """What a call that moves elements does to ``tensor``."""
-        work, source = self.work, node.args[0]
-        args, kwargs = fx.node.map_arg(
-            (node.args[1:], dict(node.kwargs)), lambda n: work.values[n]
-        )
+        work = self.work
+        source: Any = node.args[0]
+        args, kwargs = fx.node.map_arg((node.args[1:], dict(node.kwargs)), lambda n: work.values[n])
         if node.op == "call_module":
             return work.root.get_submodule(str(node.target))(tensor)
         if calls.short(node) == "getitem" and not isinstance(work.values.get(source), Tensor):
@@ -329,94 +312,3 @@ class Push:
         if node.op == "call_method":
             return getattr(tensor, str(node.target))(*args, **kwargs)
         return node.target(tensor, *args, **kwargs)  # type: ignore[operator]
-
-
-_PASSES = {
-    "same": "through identity", "moves": "through reshape or transpose", "means": "through a mean",
-    "greatest": "through a maximum, scale positive", "scales": "through ReLU, scale positive", "cat": "through a concatenation",
-    "add": "through a sum", "pad": "through padding",
-}  # fmt: skip
-
-
-def _rule_before(layer: Layer) -> str:
-    kind = "linear" if layer.rank == 0 else "transposed convolution" if layer.transposed else "convolution"
-    return f"norm after {kind}"
-
-
-def _rule_behind(layer: Layer, shift: Tensor) -> str:
-    kind = "linear" if layer.rank == 0 else "transposed convolution" if layer.transposed else "convolution"
-    padded = _has_border(layer) and bool(shift.any())
-    return f"norm before {'padded ' if padded else ''}{kind}"
-
-
-def _has_border(layer: Layer) -> bool:
-    zeros = getattr(layer.like, "padding_mode", "zeros") == "zeros"
-    return not layer.transposed and zeros and any(p for pair in layer.pads() for p in pair)
-
-
-def _edge(old: Tensor, scale: Tensor, shift: Tensor, name: str) -> Tensor:
-    """What to pad with before the norm, so that the norm would make it ``old``: ``(old - b) / a``."""
-    needs = old != shift
-    dead = needs & (scale == 0)
-    if bool(dead.any()):
-        raise Refused(f"{name} pads with zeros, and the scale of channel {int(dead.nonzero()[0])} is 0")
-    edge = torch.where(needs, (old - shift) / torch.where(scale == 0, torch.ones_like(scale), scale), torch.zeros_like(old))
-    if not bool((edge.abs() < 1e30).all()):
-        raise Refused(f"{name} pads with zeros, and a scale is too small")
-    return edge
-
-
-def take(work: Work, step: Step) -> None:
-    """Do one step."""
-    node, a, b = step.node, step.scale, step.shift
-    if step.where == "norm before":
-        norm = work.norms[node]
-        work.norms[node] = Norm(norm.scale * a, norm.shift * a + b, norm.channel)
-        work.composed.add(node)
-    elif step.where == "norm behind":
-        norm = work.norms[node]
-        work.norms[node] = Norm(norm.scale * a, norm.scale * b + norm.shift, norm.channel)
-        work.composed.add(node)
-    elif step.where == "edges":
-        given = calls.settings(node, work.root).get("value") or 0.0
-        old = work.edges.get(node, torch.full_like(b, float(given)))
-        work.edges[node] = _edge(old, a, b, work.name(node))
-    elif step.where == "outputs":
-        work.layers[node].scale_outputs(a, b)
-    else:
-        layer = work.layers[node]
-        if _has_border(layer) and (bool(b.any()) or layer.edges is not None):
-            old = layer.edges if layer.edges is not None else torch.zeros_like(b)
-            layer.edges = _edge(old, a, b, work.name(node))
-        layer.scale_inputs(a, b)
-
-
-def _full(tensor: Tensor, shape: tuple[int, ...]) -> Tensor:
-    return tensor.expand(shape)
-
-
-def _small(tensor: Tensor) -> Tensor:
-    """Cut every axis along which the tensor does not change to size 1."""
-    for axis in range(tensor.ndim):
-        first = tensor.narrow(axis, 0, min(1, tensor.shape[axis]))
-        if tensor.shape[axis] > 1 and bool((tensor == first).all()):
-            tensor = first
-    return tensor.clone()
-
-
-def _count(shape: tuple[int, ...]) -> int:
-    count = 1
-    for size in shape:
-        count *= size
-    return count
-
-
-def _repeats(reader: fx.Node, node: fx.Node) -> int:
-    """How often beyond once a call reads one value."""
-    seen: list[fx.Node] = []
-    fx.node.map_arg((reader.args, reader.kwargs), seen.append)
-    return seen.count(node) - 1 if node in seen else 0
-
-
-def _told(work: Work, node: fx.Node) -> str:
-    return work.name(node) if node.op == "call_module" or node in work.layers else calls.name_of(node, work.root)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import torch
@@ -180,10 +181,8 @@ def _install_function(work: Work, node: fx.Node, layer: Layer) -> None:
     """A layer that was called as a function becomes a module, named after its weight."""
     wanted = work.name(node)
     holder: Any = None
-    try:
+    with contextlib.suppress(AttributeError):
         holder = work.root.get_submodule(wanted)
-    except AttributeError:
-        pass
     others = [n for n in work.graph.nodes if n.op == "get_attr" and str(n.target).startswith(f"{wanted}.")]
     readers = {u for n in others for u in n.users}
     own = holder is not None and readers <= {node} and not list(holder.children())
@@ -221,7 +220,9 @@ def _write_padding(
     shape[channel] = -1
     graph = work.graph
     with graph.inserting_before(node):
-        edge = _buffer(work, f"{node.target if node.op == 'call_module' else node.name}_edge", edges.reshape(shape), like)
+        edge = _buffer(
+            work, f"{node.target if node.op == 'call_module' else node.name}_edge", edges.reshape(shape), like
+        )
         now = source
         for axis, (low, high) in enumerate(pads, start=ndim - len(pads)):
             if not low and not high:

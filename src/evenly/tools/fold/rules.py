@@ -10,7 +10,8 @@ from torch import Tensor, fx
 from evenly.tools.fold import calls
 from evenly.tools.fold.layers import Layer
 from evenly.tools.fold.norms import Refused
-from evenly.tools.fold.push import Path, Push, take
+from evenly.tools.fold.push import Push
+from evenly.tools.fold.steps import Path, take
 from evenly.tools.fold.trial import Errors, Trial
 from evenly.tools.fold.work import Work
 
@@ -167,7 +168,11 @@ def _merge(work: Work, node: fx.Node) -> dict[str, Any]:
     source = layers[0].args[0]
     scaled = [n for n in leaves if n in work.norms]
     plain = [n for n in leaves if n is source]
-    if len(layers) + len(scaled) < 2 or len(layers) + len(scaled) + len(plain) < len(leaves) or not (scaled or any(work.layers[n].changed for n in layers)):
+    if (
+        len(layers) + len(scaled) < 2
+        or len(layers) + len(scaled) + len(plain) < len(leaves)
+        or not (scaled or any(work.layers[n].changed for n in layers))
+    ):
         raise Refused("not branches")
     for leaf in {*layers, *scaled}:
         if leaf.args[0] is not source or len(leaf.users) != 1 or leaves.count(leaf) > 1:
@@ -247,9 +252,12 @@ def _centre(big: Layer, small: Layer) -> list[slice]:
         if j > 1 and small.like.dilation[axis] != dilation:
             raise Refused("branches of other dilations")
         offset = (p - q) // dilation
-        if (p - q) % dilation or offset < 0 or offset + j > k or big.pads()[axis][1] - small.pads()[axis][1] != (
-            k - j - offset
-        ) * dilation:
+        if (
+            (p - q) % dilation
+            or offset < 0
+            or offset + j > k
+            or big.pads()[axis][1] - small.pads()[axis][1] != (k - j - offset) * dilation
+        ):
             raise Refused("kernels that do not lie on each other")
         places.append(slice(offset, offset + j))
     return places

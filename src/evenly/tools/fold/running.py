@@ -94,7 +94,7 @@ def _script(path: Path) -> Any:
 
 def _of_onnx(path: Path) -> Runner:
     try:
-        import onnxruntime
+        import onnxruntime  # type: ignore[import-untyped]
     except ImportError:
         raise ValueError(f"running {path.name} needs onnxruntime: pip install onnxruntime.") from None
     try:
@@ -104,7 +104,7 @@ def _of_onnx(path: Path) -> Runner:
     names = [i.name for i in session.get_inputs()]
     shapes = [i.shape for i in session.get_inputs()]
     known = all(isinstance(size, int) for shape in shapes for size in shape[1:])
-    sizes = tuple(tuple([s[0] if isinstance(s[0], int) else 2, *s[1:]]) for s in shapes) if known else ()
+    sizes = tuple((s[0] if isinstance(s[0], int) else 2, *s[1:]) for s in shapes) if known else ()
 
     def call(*xs: Tensor) -> Any:
         found = session.run(None, dict(zip(names, (x.numpy() for x in xs), strict=True)))

@@ -61,7 +61,9 @@ class Trial:
                 if not (rounded.isfinite() | ~was.isfinite()).all():
                     raise Refused(f"the folded layer overflows {str(self.rounded).removeprefix('torch.')}")
                 largest = float(scale.nan_to_num(0, 0, 0).max())
-                if was.shape != now.shape or not float((was - now).abs().nan_to_num(0, 0, 0).max()) <= FORMULA * max(largest, 1e-300):
+                if was.shape != now.shape or not float((was - now).abs().nan_to_num(0, 0, 0).max()) <= FORMULA * max(
+                    largest, 1e-300
+                ):
                     raise Refused("measured: the folded layers compute something else in float64")
                 error = max(error, float((rounded.double() - was).abs().nan_to_num(0, 0, 0).max()))
                 bound = max(bound, self._bound(largest, terms))
@@ -118,6 +120,7 @@ class Trial:
             return padded(x, edge.to(x.dtype), pad_pairs(work, node), 1)
         if calls.kind_of(node, work.root) == "same":
             return value(node.args[0])  # type: ignore[arg-type]
+        args: Any
         args, kwargs = fx.node.map_arg((node.args, dict(node.kwargs)), value)
         if calls.writes(node, work.root) is not None and isinstance(args[0], Tensor):
             args = (args[0].clone(), *args[1:])
