@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, fx
 
 from evenly.tools.fold import calls
+from evenly.tools.fold.moving import batch_stays, moved
 from evenly.tools.fold.norms import Refused
 from evenly.tools.fold.steps import (
     PASSES,
@@ -123,8 +124,8 @@ class Push:
     def _back_moves(self, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         source: Any = node.args[0]
         shape = self.work.shape(source)
-        self._batch_stays(node, a, b)
-        places = self._moved(node, torch.arange(count(shape)).reshape(shape))
+        batch_stays(self.work, node, a, b)
+        places = moved(self.work, node, torch.arange(count(shape)).reshape(shape))
         if not isinstance(places, Tensor) or places.numel() != count(shape):
             raise Refused(f"{calls.name_of(node, self.work.root)} takes a part, and others may take the rest")
         found = []
@@ -241,16 +242,16 @@ class Push:
 
     def _on_moves(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         shape = self.work.shape(node)
-        self._batch_stays(reader, a, b)
-        moved = [self._moved(reader, full(t, shape)) for t in (a, b)]
-        if isinstance(moved[0], Tensor):
-            self.forward(reader, small(moved[0]), small(moved[1]), path)
+        batch_stays(self.work, reader, a, b)
+        after = [moved(self.work, reader, full(t, shape)) for t in (a, b)]
+        if isinstance(after[0], Tensor):
+            self.forward(reader, small(after[0]), small(after[1]), path)
             return
         for item in self.work.readers(reader):
             path.region.add(item)
             if calls.short(item) != "getitem" or not isinstance(item.args[1], int):
                 raise Refused(f"{calls.name_of(item, self.work.root)} follows a split")
-            self.forward(item, small(moved[0][item.args[1]]), small(moved[1][item.args[1]]), path)
+            self.forward(item, small(after[0][item.args[1]]), small(after[1][item.args[1]]), path)
 
     def _on_cat(self, reader: fx.Node, node: fx.Node, a: Tensor, b: Tensor, path: Path) -> None:
         parts, axis = self._parts(reader)
@@ -289,26 +290,3 @@ class Push:
         if any(t.shape[k] > 1 for t in (a, b) for k in range(t.ndim) if k != axis):
             raise Refused(f"the norm's channels lie along another axis than those of {self.work.name(node)}")
         return a.flatten().expand(size).clone(), b.flatten().expand(size).clone()
-
-    def _batch_stays(self, node: fx.Node, a: Tensor, b: Tensor) -> None:
-        """A reshape must keep the samples apart for every batch, not by the luck of this one."""
-        if calls.short(node) not in ("reshape", "view", "squeeze", "flatten", "unflatten") and node.op != "call_module":
-            return
-        source: Any = node.args[0]
-        shape, out = self.work.shape(source), self.work.shape(node)
-        last = shape[-1:] == out[-1:] and all(t.shape[k] == 1 for t in (a, b) for k in range(t.ndim - 1))
-        if not last and (not out or out[0] != shape[0]):
-            raise Refused(f"{calls.name_of(node, self.work.root)} mixes samples and channels")
-
-    def _moved(self, node: fx.Node, tensor: Tensor) -> Any:
-        """What a call that moves elements does to ``tensor``."""
-        work = self.work
-        source: Any = node.args[0]
-        args, kwargs = fx.node.map_arg((node.args[1:], dict(node.kwargs)), lambda n: work.values[n])
-        if node.op == "call_module":
-            return work.root.get_submodule(str(node.target))(tensor)
-        if calls.short(node) == "getitem" and not isinstance(work.values.get(source), Tensor):
-            raise Refused("a part of a split stands between")
-        if node.op == "call_method":
-            return getattr(tensor, str(node.target))(*args, **kwargs)
-        return node.target(tensor, *args, **kwargs)  # type: ignore[operator]
