@@ -19,7 +19,7 @@ from tests.tools.fold import world
 from tests.tools.fold.world import Spec
 
 TABLE = Path(__file__).with_name("others.json")
-SEEDS = 12
+SEEDS = 6
 
 
 def by_fuse(spec: Spec, rank: int) -> str | None:
@@ -41,19 +41,21 @@ def by_onnxruntime(spec: Spec, rank: int) -> str | None:
     """What is wrong with the exported network in onnxruntime, in float32, beyond 8 times torch's own error."""
     import onnxruntime
 
+    torch.manual_seed(0)
     net, exact = world.build(spec, rank, torch.float32), world.build(spec, rank)
     exact.model.load_state_dict(
         {k: v.double() if v.is_floating_point() else v for k, v in net.model.state_dict().items()}
     )
+    x = torch.cat([net.x, *(torch.randn_like(net.x) for _ in range(6))])  # the worst of many: one may be lucky
     with torch.no_grad():
-        right, low = exact.model(net.x.double()), net.model(net.x)
+        right, low = exact.model(x.double()), net.model(x)
     with tempfile.TemporaryDirectory() as folder, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logging.disable(logging.CRITICAL)
         try:
-            torch.onnx.export(net.model, (net.x,), f"{folder}/a.onnx", dynamo=True, verbose=False)
+            torch.onnx.export(net.model.requires_grad_(False), (x,), f"{folder}/a.onnx", dynamo=True, verbose=False)
             session = onnxruntime.InferenceSession(f"{folder}/a.onnx", providers=["CPUExecutionProvider"])
-            (found,) = session.run(None, {session.get_inputs()[0].name: net.x.numpy()})
+            (found,) = session.run(None, {session.get_inputs()[0].name: x.numpy()})
         except Exception as error:
             return f"raises {type(error).__name__}"
         finally:
@@ -91,7 +93,7 @@ def main() -> int:
     import onnxruntime
 
     warnings.simplefilter("ignore")
-    cases = search("torch.fx fuse", SEEDS) + search("onnxruntime", 3)
+    cases = search("torch.fx fuse", SEEDS) + search("onnxruntime", 1)
     table = {"torch": torch.__version__.split("+")[0], "onnxruntime": onnxruntime.__version__, "cases": cases}
     TABLE.write_text(json.dumps(table, indent=1) + "\n", "utf-8")
     print(f"{len(cases)} cases")
