@@ -9,6 +9,7 @@
 #   make docs           write the generated pages anew
 #   make check-native   the kernels under the address, undefined-behaviour and thread sanitizers
 #   make test-keras-jax the Keras face on Keras's JAX backend
+#   make fold-soak    random networks through evenly.fold        make fold-soak MINUTES=5
 #   make clean          remove what was built, .venv included
 #
 # TORCH chooses another release of torch: make test TORCH="torch==2.10.0".
@@ -19,6 +20,7 @@ TORCH  ?= torch==2.13.0
 VENV   ?= .venv
 ARGS   ?=
 JOBS   ?= 2
+MINUTES ?= 5
 
 bin := $(VENV)/bin
 pip := $(bin)/python -m pip --disable-pip-version-check --no-input
@@ -27,7 +29,7 @@ torch_stamp := $(VENV)/stamps/$(subst =,-,$(subst >,,$(subst <,,$(TORCH))))
 sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*.hpp csrc/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab explain test check bench docs check-native test-keras-jax clean
+.PHONY: help lab explain test check bench docs check-native test-keras-jax fold-soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -62,6 +64,9 @@ check-native: $(VENV)/stamps/dev
 
 test-keras-jax: $(VENV)/stamps/jax
 	KERAS_BACKEND=jax $(bin)/python -m pytest -n $(JOBS) tests/keras $(ARGS)
+
+fold-soak: $(VENV)/stamps/dev
+	$(bin)/python -m tests.tools.fold.soak --minutes $(MINUTES) $(ARGS)
 
 clean:
 	rm -rf $(VENV) build dist

@@ -18,7 +18,7 @@ NAMES = {
     "BatchNorm", "BatchNorm1d", "BatchNorm2d", "BatchNorm3d", "SyncBatchNorm",
     "LayerNorm", "RMSNorm", "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d",
     "functional", "convert", "revert", "reverted", "show_versions", "use_backend",
-    "recalibrate", "pool_statistics", "freeze", "unfreeze", "adapt",
+    "recalibrate", "pool_statistics", "freeze", "unfreeze", "adapt", "fold",
     "xray", "diagnose", "Diagnosis", "watch", "check_model",
 }  # fmt: skip
 FUNCTIONS = {"batch_norm", "instance_norm", "group_norm", "layer_norm", "rms_norm", "lengths_to_mask"}

@@ -27,6 +27,7 @@ _HOME = {
     "convert": "tools.convert",
     "revert": "tools.convert",
     "reverted": "tools.reverted",
+    "fold": "tools.fold.folding",
     "freeze": "tools.freeze",
     "unfreeze": "tools.freeze",
     "recalibrate": "tools.recalibrate",

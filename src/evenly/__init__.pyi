@@ -20,6 +20,7 @@ from evenly.tools.convert import convert as convert
 from evenly.tools.convert import revert as revert
 from evenly.tools.diagnose import diagnose as diagnose
 from evenly.tools.diagnosis import Diagnosis as Diagnosis
+from evenly.tools.fold.folding import fold as fold
 from evenly.tools.freeze import freeze as freeze
 from evenly.tools.freeze import unfreeze as unfreeze
 from evenly.tools.pool_statistics import pool_statistics as pool_statistics

@@ -91,6 +91,7 @@ def _examples(*lines: str) -> str:
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
         "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
         "evenly demo                 a network spoiled in five ways, to try these on",
+        "evenly fold M:MODEL --inputs 1,3,224,224 --out FILE.onnx   the model that is deployed",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -342,6 +343,50 @@ def demo(folder: str) -> None:
     with wrong_use():
         lines = spoil.write(Path(folder))
     say("try:\n" + "\n".join(f"  {line}" for line in lines))
+
+
+@main.command(
+    epilog=_examples(
+        "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.onnx",
+        "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.pt2 --json a.json",
+        "evenly fold --check theirs.onnx a.pt nets:build    is it the model that I trained?",
+    )
+)
+@click.argument("arguments", nargs=-1, metavar="MODULE:MODEL | --check FOLDED ORIGINAL [MODULE:MODEL]")
+@click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Load this file first; tensors only.")
+@click.option("--inputs", multiple=True, metavar="SHAPE", help="The input's sizes, 1,3,224,224; once for each input.")
+@click.option("--out", type=click.Path(dir_okay=False), help="Write FILE.pt2, FILE.onnx or FILE.safetensors.")
+@click.option("--prune", is_flag=True, help="Remove channels that are constant for every input.")
+@click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the certificate.")
+@click.option("--html", type=click.Path(dir_okay=False), help="Write the certificate as a page.")
+@click.option("--force", is_flag=True, help="Write over --out.")
+@click.option("--check", "checks", is_flag=True, help="Compare two files: a folded model, and the original.")
+def fold(
+    arguments: tuple[str, ...], weights: str | None, inputs: tuple[str, ...], out: str | None, prune: bool,
+    json_file: str | None, html: str | None, force: bool, checks: bool,
+) -> int:  # fmt: skip
+    """Fold norms into the layers beside them, for deployment.
+
+    Each fold is proved against float64, what is written is run again and compared. With --check,
+    exit status 1 if the two files are not the same model.
+    """
+    with wrong_use():
+        from evenly.tools.fold import command
+
+        if checks:
+            if len(arguments) not in (2, 3):
+                raise ValueError("--check takes the folded file and the original, then MODULE:MODEL if needed.")
+            line, good = command.check(arguments[0], arguments[1], arguments[2] if len(arguments) > 2 else None, inputs)
+            click.echo(line)
+            return int(not good)
+        if len(arguments) != 1 or out is None:
+            raise ValueError("fold takes MODULE:MODEL and --out FILE.pt2, FILE.onnx or FILE.safetensors.")
+        command.check_outputs(weights, out, json_file, html)
+        subject, example = command.prepare(arguments[0], weights, inputs, out, force)
+        folded, lines = command.carry_out(subject, example, out, prune)
+    command.write_certificate(folded, json_file, html)
+    click.echo("\n".join(lines))
+    return 0
 
 
 if __name__ == "__main__":
