@@ -14,10 +14,10 @@ ROOT = Path(__file__).parents[1]
 MARKS = {"holds": "✓", "does not hold": "✗", "cannot tell": "?"}
 FORMULA = """\
 ```
-μ  = (1/m) · Σ x                 mean of the mini-batch
-σ² = (1/m) · Σ (x - μ)²          its variance
-x̂  = (x - μ) / √(σ² + ε)         normalised
-y  = γ · x̂ + β                   rescaled by what is learned
+μ  = (1/m) · Σ x                 {}
+σ² = (1/m) · Σ (x - μ)²          {}
+x̂  = (x - μ) / √(σ² + ε)         {}
+y  = γ · x̂ + β                   {}
 ```"""
 # Not run by the tests of the prose: TensorFlow is no part of this project, its arguments are checked against Keras's.
 KERAS_CALL = """\
@@ -96,7 +96,7 @@ def _run() -> dict[str, Any]:
 
 def _before(part: Part, frame: dict[str, str]) -> list[str]:
     if part.key == "method":
-        return [frame["formula"], FORMULA]
+        return [frame["formula"], FORMULA.format(*frame["lines"].split("|"))]
     if part.key == "keras":
         heads = frame["arguments"].split("|")
         table = [f"| {' | '.join(heads)} |", "|---|---|---|---|"]

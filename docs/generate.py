@@ -69,7 +69,8 @@ def lab_runs() -> str:
     for form in ("quick", "full"):
         run = _lab(form)
         counts = [str(sum(r["outcome"] == outcome for r in run["claims"])) for outcome in MARKS]
-        lines.append(f"| `{run['command']}` | {run['cells']:,} | {run['minutes'] or '–'} min | {' | '.join(counts)} |")
+        minutes = f"{run['minutes']} min" if run["minutes"] else "not taken"
+        lines.append(f"| `{run['command']}` | {run['cells']:,} | {minutes} | {' | '.join(counts)} |")
     run = _lab("full")
     return "\n".join(lines) + f"\n\nMeasured with `--jobs {run['jobs']}` on {run['machine']}, {run['note']}."
 

@@ -285,6 +285,7 @@ FRAME: dict[str, dict[str, str]] = {
         "successors": "What came after", "keras": "In Keras",
         "again": "again", "measured": "Measured", "see": "See",
         "formula": "Over the m values of one neuron in the mini-batch:",
+        "lines": "mean of the mini-batch|its variance|normalised|rescaled by what is learned",
         "example": "[One epoch by hand](explain.md) shows all numbers of the example.",
         "cost": "What sharing costs: {plain:.2f} ms for forward and backward of a layer of {case} alone, {sync:.2f} ms "
         "with statistics shared by {processes} processes on {cores} cores (`python benchmarks/sync.py`).",
@@ -314,6 +315,7 @@ FRAME: dict[str, dict[str, str]] = {
         "weak": "弱点", "successors": "后继方法", "keras": "在 Keras 中",
         "again": "重复", "measured": "测得", "see": "看图",
         "formula": "对小批次中一个神经元的 m 个值：",
+        "lines": "小批次的均值|方差|归一化|用学到的 γ 和 β 缩放、平移",
         "example": "[手算一个轮次](explain.zh-CN.md)列出了这个例子的全部数字。",
         "cost": "共享的代价：{case} 的一层，前向和反向单独需要 {plain:.2f} ms；由 {processes} 个进程在 {cores} 个核上"
         "共享统计量时需要 {sync:.2f} ms（`python benchmarks/sync.py`）。",

@@ -11,6 +11,7 @@ import io
 import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any, Literal
 
 import click
@@ -121,9 +122,10 @@ def explain(html: str | None, lang: Literal["en", "zh"]) -> None:
 
     if html is None:
         return explain_page.show(Console(highlight=False), lang)
+    page = explain_page.html(lang)
     with wrong_use():
-        path = explain_page.save(html, lang)
-    return click.echo(f"wrote {path}")
+        Path(html).write_text(page, encoding="utf-8")
+    return click.echo(f"wrote {html}")
 
 
 def _experiments(context: click.Context, parameter: click.Parameter, word: str) -> list[str]:

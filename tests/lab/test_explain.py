@@ -8,7 +8,9 @@ from math import sqrt
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
+from evenly.cli import main
 from evenly.lab import explain, explain_page, explain_sections, explain_words
 from evenly.lab.explain import ASKED, MOMENTUM, RATE, Epoch, Step, target
 
@@ -291,11 +293,32 @@ def test_training_on_ends_with_the_right_answer() -> None:
 def test_a_page_holds_everything(tmp_path: Path, lang: explain_sections.Lang) -> None:
     """``--html`` writes one page that names its language, fetches nothing and shows every section."""
     path = tmp_path / "page.html"
-    explain_page.save(str(path), lang)
+    done = CliRunner().invoke(main, ["explain", "--lang", lang, "--html", str(path)])
     page = path.read_text("utf-8")
+
+    assert (done.exit_code, done.output) == (0, f"wrote {path}\n")
 
     assert f'<html lang="{lang}' in page
     assert not re.search(r"""(?:src|href)=["'](?!data:)""", page)
     for section in explain_page.sections(lang):
         assert f"<h2>{html.escape(section.title)}</h2>" in page
     assert page.count("<circle") == 60
+
+
+def test_a_page_that_cannot_be_written_is_wrong_use(tmp_path: Path) -> None:
+    """A folder that is not there is named in one line, with status 2."""
+    done = CliRunner().invoke(main, ["explain", "--html", str(tmp_path / "nowhere" / "page.html")])
+
+    assert done.exit_code == 2
+    assert len(done.stderr.splitlines()) == 1
+    assert "nowhere" in done.stderr
+
+
+def test_chinese_lines_fit_the_terminal() -> None:
+    """Lines are as wide as asked for, no line begins with a mark, and no character is lost."""
+    for section in explain_page.sections("zh"):
+        lines = explain_page.wrapped(section.text, 40).splitlines()
+
+        assert max(map(explain_sections.width, lines), default=0) <= 42  # a mark may hang over
+        assert not any(line.startswith(("，", "。", "：", "；", "、")) for line in lines)
+        assert "".join(lines).replace(" ", "") == section.text.replace(" ", "")

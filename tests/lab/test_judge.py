@@ -108,3 +108,8 @@ def test_an_exact_check_has_no_interval() -> None:
 def test_a_share_stays_a_share() -> None:
     """The interval of an accuracy ends at 0 and at 100 %."""
     assert str(Interval.of([0.1, 0.99], "accuracy")) == "54.5 % [0.0, 100.0]"
+
+
+def test_nothing_is_printed_as_minus_zero() -> None:
+    """A mean that rounds to zero has no sign."""
+    assert str(Interval.of([-0.0002, -0.0002], "points")) == "0.0 points [0.0, 0.0]"

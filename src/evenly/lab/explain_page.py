@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from evenly.lab.explain import epoch
@@ -13,7 +12,7 @@ from evenly.lab.explain_words import WORDS
 if TYPE_CHECKING:
     from rich.console import Console
 
-__all__ = ["Section", "markdown", "save", "sections", "show"]
+__all__ = ["Section", "html", "markdown", "sections", "show"]
 WIDTH = 78
 
 
@@ -41,7 +40,7 @@ def wrapped(text: str, columns: int) -> str:
         个 ReLU
     """
     lines, line = [], ""
-    for part in re.findall(r"[\x21-\u2fff]+[，。：；）]?| +|[\u3000-\uffff][，。：；）]*", text):
+    for part in re.findall(r"[\x21-\u2fff]+[，。：；、）]?| +|[\u3000-\uffff][，。：；、）]*", text):
         if line and width(line + part.rstrip()) > columns:
             lines.append(line.rstrip())
             line = ""
@@ -63,12 +62,11 @@ def markdown(lang: Lang = "en") -> str:
     return "\n\n".join(parts) + "\n"
 
 
-def save(path: str, lang: Lang = "en") -> str:
-    """Write the example as one page that opens offline; return the path."""
+def html(lang: Lang = "en") -> str:
+    """The example as one page that opens offline."""
     from evenly.lab.explain_html import page
 
-    Path(path).write_text(page(list(sections(lang)), epoch(), WORDS[lang], lang), encoding="utf-8")
-    return path
+    return page(list(sections(lang)), epoch(), WORDS[lang], lang)
 
 
 def _one_sentence_per_line(text: str) -> str:

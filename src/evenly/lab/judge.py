@@ -101,7 +101,7 @@ def _short(x: float, unit: Unit) -> str:
     if math.isinf(x):
         return "∞" if x > 0 else "−∞"
     if unit in ("points", "accuracy"):
-        return f"{x:.1f}"
+        return f"{round(x, 1) + 0.0:.1f}"  # adding 0 turns a rounded -0 into 0
     text = f"{x:.3g}"
     return f"{x:,.0f}" if "e+" in text and abs(x) < 1e7 else text
 

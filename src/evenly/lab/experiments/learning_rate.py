@@ -100,6 +100,6 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     charts=charts,
-    seeds=(10, 10),
+    seeds=(8, 10),
     own=True,
 )

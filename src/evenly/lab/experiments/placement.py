@@ -83,5 +83,5 @@ EXPERIMENT = Experiment(
     measure=measure,
     judge=judge,
     charts=charts,
-    seeds=(10, 10),
+    seeds=(8, 10),
 )
