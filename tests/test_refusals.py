@@ -16,25 +16,24 @@ from evenly.cli import main
 
 MODULES = {
     "raises.py": "1 / 0",
+    "beside.py": "",
     "syntax.py": "def (",
     "leaves.py": "import sys; sys.exit(3)",
     "lacks.py": "import no_such_module_of_anyone",
     "lines.py": "raise RuntimeError('two\\nlines \\x1b[2J')",
     "good.py": (
-        "import torch\nfrom torch import nn\n"
+        "import beside\nimport torch\nfrom torch import nn\n"
         "def model(): return nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4))\n"
         "def data(): return [(torch.randn(8, 3), torch.randint(0, 4, (8,))) for _ in range(4)]\n"
         "def broken(): raise KeyError('no such layer')\ndef number(): return 3\n"
         "def net(): return nn.Sequential(nn.Flatten(), nn.Linear(64, 10), nn.BatchNorm1d(10))\n"
     ),
 }
-OF_FILES = {
-    "missing": "no.pt", "folder": "folder", "empty": "empty.pt", "JSON": "broken.json", "text": "text.pt", "number": "number.pt",
-}  # fmt: skip
+OF_FILES = ("no.pt", "folder", "empty.pt", "broken.json", "text.pt", "number.pt")
 DIAGNOSE = ["diagnose", "good:model", "--data", "good:data"]
 TABLE = {
-    **{f"xray {kind}": ["xray", name] for kind, name in OF_FILES.items()},
-    **{f"diagnose --weights {kind}": [*DIAGNOSE, "--weights", name] for kind, name in OF_FILES.items()},
+    **{f"xray {name}": ["xray", name] for name in OF_FILES},
+    **{f"diagnose --weights {name}": [*DIAGNOSE, "--weights", name] for name in OF_FILES},
     "xray --json onto the file": ["xray", "good.pt", "--json", "good.pt"],
     "xray --html onto the file by a link": ["xray", "good.pt", "--html", "link.pt"],
     "xray --html and --json alike": ["xray", "good.pt", "--html", "x", "--json", "./x"],
@@ -45,6 +44,7 @@ TABLE = {
     "diagnose --json onto the file": [*DIAGNOSE, "--weights", "good.pt", "--json", "good.pt"],
     "diagnose --json onto the module": [*DIAGNOSE, "--json", "good.py"],
     "diagnose --html onto the module": [*DIAGNOSE, "--html", "good.py"],
+    "diagnose --json onto what the module imports": [*DIAGNOSE, "--json", "beside.py"],
     "diagnose --fix and --json alike": [*DIAGNOSE, "--weights", "good.pt", "--fix", "b.pt", "--json", "b.pt"],
     "diagnose --fix into no folder": [*DIAGNOSE, "--weights", "good.pt", "--fix", "no/b.pt"],
     "diagnose other weights": [*DIAGNOSE, "--weights", "other.pt"],
@@ -125,7 +125,7 @@ def _state(folder: Path) -> dict[str, object]:
 
 @pytest.mark.parametrize("situation", TABLE)
 def test_bad_input_is_one_line_and_status_2(folder: Path, monkeypatch: pytest.MonkeyPatch, situation: str) -> None:
-    """What is wrong, in one line of visible signs on the error stream; every file is as it was, and there is no new one."""
+    """What is wrong, in one line of visible signs on the error stream; every file is as it was, and none is new."""
     monkeypatch.chdir(folder)
     monkeypatch.setattr(sys, "path", [str(folder), *sys.path])
     for name in MODULES:

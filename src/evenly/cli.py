@@ -194,18 +194,9 @@ def lab(
 @click.option("--json", "json_file", type=click.Path(), help="Write the results.")
 @click.option("--picture", type=click.Path(), help="Draw them: FILE.svg or FILE.png.")
 def bench(
-    shapes: str,
-    peers: str,
-    batch: int | None,
-    dtype: str,
-    layout: Literal["first", "last"],
-    residual: bool,
-    only_cold: bool,
-    rounds: int | None,
-    quick: bool,
-    json_file: str | None,
-    picture: str | None,
-) -> None:
+    shapes: str, peers: str, batch: int | None, dtype: str, layout: Literal["first", "last"], residual: bool,
+    only_cold: bool, rounds: int | None, quick: bool, json_file: str | None, picture: str | None,
+) -> None:  # fmt: skip
     """Time norms beside their peers, in copies of the tensor.
 
     Every result is compared with float64 first; a wrong one gets no time.
@@ -287,7 +278,7 @@ def diagnose(
         judge = None if loss is None else command.named(loss)
         file = None if weights is None else checkpoint.read(weights)
         keys = {} if file is None else command.load(subject, file)
-        files.check_outputs(outputs, command.code_of(model, data, loss))
+        files.check_outputs(outputs, command.code())
     diagnosis = examine(subject, batches, loss=judge, limit=limit, say=lambda line: say(line, err=True))
     diagnosis.source, diagnosis.checkpoint, diagnosis.keys = weights or model, file, keys
     diagnosis.command = f"evenly {shlex.join(sys.argv[1:])}"

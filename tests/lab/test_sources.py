@@ -47,7 +47,7 @@ PLACES = {
         "mynets:small", "late.py",
     ),
     "a file imported by its name": (
-        {"late.py": NET, "mynets.py": "from importlib import *\ndef small():\n return import_module('la' + 'te').Net()\n"},
+        {"late.py": NET, "mynets.py": "def small():\n return __import__('la' + 'te').Net()\n"},
         "mynets:small", "late.py",
     ),
     "a folder beside": (

@@ -16,11 +16,12 @@ import zipfile
 import numpy as np
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import save, save_file
 from torch import nn
 
 from evenly.tools import checkpoint
 from evenly.tools.groups import sets
+from evenly.tools.xray import xray
 
 
 def _state():
@@ -84,7 +85,8 @@ REFUSED = {
     "photos.zip": (lambda: _zip({"a.jpg": b""}), "a zip archive without tensors"),
     "script.pt": (_scripted, "a TorchScript or torch.export archive, a program; save model.state_dict()"),
     "program.pt2": (_exported, "a TorchScript or torch.export archive, a program; save model.state_dict()"),
-    "cut.pth": (lambda: _saved(_state())[:1500], "it was cut off; download or save it again"),
+    "cut.pth": (lambda: _saved(_state())[:1500], "it was cut off: download or save it again"),
+    "cut.safetensors": (lambda: save(_state())[:-10], "it was cut off; download or save it again"),
     "list.pt": (lambda: _saved(list(_state().values())), "no tensors with names"),
     "number.pt": (lambda: _saved(3), "no tensors with names"),
     "one.npy": (lambda: b"\x93NUMPY\x01\x00" + bytes(120), "one numpy array without a name"),
@@ -198,6 +200,9 @@ def test_a_sharded_checkpoint_is_read_by_its_index(tmp_path):
     found = checkpoint.read(index)
 
     assert found.form == "safetensors, sharded"
+    for name in (index.name, "model-0.safetensors", "model-1.safetensors"):
+        with pytest.raises(ValueError, match="is a file that is read"):
+            xray(index).to_json(tmp_path / name)
     assert set(found.tensors) == set(state)
     assert [(s.prefix, s.count) for s in sets(found)] == [("", 1)]
     with pytest.raises(ValueError, match="and not mended"):

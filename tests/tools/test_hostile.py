@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.soak import files, hostile
 
-from evenly.tools import checkpoint
+from evenly.tools import checkpoint, opcodes, pickles, rebuild
 
 
 @pytest.fixture(scope="module")
@@ -97,12 +97,10 @@ def test_every_protocol_of_pickle_is_read(tmp_path, protocol):
         "set": {1, 2}, "tuple": ((), (1,), (1, 2), (1, 2, 3), (1, 2, 3, 4)), "long": "x" * 70_000, "inside": {"a": {}},
     }  # fmt: skip
     content["itself"] = content["inside"]
-    from evenly.tools import pickles, rebuild
-
     (path := tmp_path / "p").write_bytes(pickle.dumps(content, protocol))
     with path.open("rb") as file:
         call = rebuild.Rebuild(rebuild.Budget(10_000), lambda data: None)
-        found = pickles.Machine(file, os.path.getsize(path), call, lambda identity: None).load()
+        found = opcodes.load(pickles.Machine(file, os.path.getsize(path), call, lambda identity: None))
 
     assert found == content
     assert found["itself"] is found["inside"]

@@ -199,7 +199,7 @@ class Diagnosis:
         files.write(path, card(self), inputs=self._read())
 
     def _read(self) -> list[Path]:
-        return [] if self.checkpoint is None else [self.checkpoint.path]
+        return [] if self.checkpoint is None else [self.checkpoint.path, *self.checkpoint.parts]
 
     def fix(self, path: str | Path) -> Trial:
         """Write a checkpoint with the best trial's changes: the same format and keys, a new file.
