@@ -49,7 +49,7 @@ bool finalizing() { return Py_IsFinalizing(); }
 class Aside {
     PyThreadState* state_;
 
-   public:
+  public:
     explicit Aside(i64 bytes) : state_(bytes >= 64 << 10 ? PyEval_SaveThread() : nullptr) {}
     ~Aside() {
         if (state_ == nullptr) return;
@@ -214,13 +214,6 @@ struct Norm {
     }
 };
 
-evenly::Running running_of(Address mean, Address var, Address batches, Address skipped, double factor,
-                           bool unbiased, bool skip_nonfinite) {
-    return {at(mean), at(var), at<i64>(batches), at<i64>(skipped), factor, unbiased, skip_nonfinite};
-}
-
-std::string isa() { return evenly::steps()->isa; }
-
 std::vector<std::string> isas() {
     const evenly::Steps* all;
     const int count = evenly::available(&all);
@@ -228,8 +221,6 @@ std::vector<std::string> isas() {
     for (int i = 0; i < count; ++i) names.emplace_back(all[i].isa);
     return names;
 }
-
-bool use_isa(const std::string& name) { return evenly::use(name.c_str()); }
 
 // Ask for huge pages in a block fresh from the allocator; a refusal costs nothing.
 void advise_huge(Address address, std::size_t bytes) {
@@ -242,30 +233,36 @@ void advise_huge(Address address, std::size_t bytes) {
 
 void bind_records(nb::module_& m) {
     nb::class_<Tensors>(m, "Tensors", "Addresses of what a call has besides its input; 0: absent.")
-        .def("__init__",
-             [](Tensors* t, Address weight, Address bias, Address residual, Address mask, bool elements) {
-                 new (t) Tensors{weight, bias, residual, mask, elements};
-             },
-             "weight"_a = 0, "bias"_a = 0, "residual"_a = 0, "mask"_a = 0, "mask_elements"_a = false);
-    nb::class_<Kept>(m, "Kept", "Addresses of statistics and of slopes, and what the statistics were taken over.")
-        .def("__init__",
-             [](Kept* k, Address mean, Address rstd, Address m2, Address counts, Address bits, double count) {
-                 new (k) Kept{mean, rstd, m2, counts, bits, count};
-             },
-             "mean"_a = 0, "rstd"_a = 0, "m2"_a = 0, "counts"_a = 0, "bits"_a = 0, "count"_a = 0.0);
+        .def(
+            "__init__",
+            [](Tensors* t, Address weight, Address bias, Address residual, Address mask, bool elements) {
+                new (t) Tensors{weight, bias, residual, mask, elements};
+            },
+            "weight"_a = 0, "bias"_a = 0, "residual"_a = 0, "mask"_a = 0, "mask_elements"_a = false);
+    nb::class_<Kept>(m, "Kept",
+                     "Addresses of statistics and of slopes, and what the statistics were taken over.")
+        .def(
+            "__init__",
+            [](Kept* k, Address mean, Address rstd, Address m2, Address counts, Address bits, double count) {
+                new (k) Kept{mean, rstd, m2, counts, bits, count};
+            },
+            "mean"_a = 0, "rstd"_a = 0, "m2"_a = 0, "counts"_a = 0, "bits"_a = 0, "count"_a = 0.0);
     nb::class_<Wanted>(m, "Wanted", "Addresses of the gradients and sums to be written; 0: not wanted.")
-        .def("__init__",
-             [](Wanted* w, Address dx, Address dresidual, Address dweight, Address dbias, Address g, Address gx) {
-                 new (w) Wanted{dx, dresidual, dweight, dbias, g, gx};
-             },
-             "dx"_a = 0, "dresidual"_a = 0, "dweight"_a = 0, "dbias"_a = 0, "sum_g"_a = 0, "sum_gx"_a = 0);
+        .def(
+            "__init__",
+            [](Wanted* w, Address dx, Address dresidual, Address dweight, Address dbias, Address g,
+               Address gx) { new (w) Wanted{dx, dresidual, dweight, dbias, g, gx}; },
+            "dx"_a = 0, "dresidual"_a = 0, "dweight"_a = 0, "dbias"_a = 0, "sum_g"_a = 0, "sum_gx"_a = 0);
     nb::class_<evenly::Running>(m, "Running", "Addresses of the buffers that a batch enters, and the rule.")
-        .def("__init__",
-             [](evenly::Running* r, Address mean, Address var, Address batches, Address skipped, double factor,
-                bool unbiased, bool skip_nonfinite) {
-                 new (r) evenly::Running(running_of(mean, var, batches, skipped, factor, unbiased, skip_nonfinite));
-             },
-             "mean"_a, "var"_a, "batches"_a = 0, "skipped"_a = 0, "factor"_a, "unbiased"_a, "skip_nonfinite"_a);
+        .def(
+            "__init__",
+            [](evenly::Running* r, Address mean, Address var, Address batches, Address skipped, double factor,
+               bool unbiased, bool skip_nonfinite) {
+                new (r) evenly::Running{at(mean), at(var),  at<i64>(batches), at<i64>(skipped),
+                                        factor,   unbiased, skip_nonfinite};
+            },
+            "mean"_a, "var"_a, "batches"_a = 0, "skipped"_a = 0, "factor"_a, "unbiased"_a,
+            "skip_nonfinite"_a);
 }
 
 void bind_norm(nb::module_& m) {
@@ -276,7 +273,12 @@ void bind_norm(nb::module_& m) {
                bool centered, bool zero_masked) {
                 if (partition.size() != 6) throw nb::value_error("a partition has six sizes");
                 const auto& s = partition;
-                new (n) Norm{{s[0], s[1], s[2], s[3], s[4], s[5]}, dtype, activation, argument, eps, centered,
+                new (n) Norm{{s[0], s[1], s[2], s[3], s[4], s[5]},
+                             dtype,
+                             activation,
+                             argument,
+                             eps,
+                             centered,
                              zero_masked};
             },
             nb::kw_only(), "partition"_a, "dtype"_a, "activation"_a, "argument"_a, "eps"_a, "centered"_a,
@@ -290,8 +292,8 @@ void bind_norm(nb::module_& m) {
         .def("backward", &Norm::backward, "dy"_a, "x"_a, "tensors"_a, "kept"_a, "wanted"_a, "measured"_a,
              "threads"_a, "Steps 3 and 4.")
         .def("sums", &Norm::sums, "dy"_a, "x"_a, "tensors"_a, "kept"_a, "wanted"_a, "threads"_a, "Step 3.")
-        .def("input", &Norm::input, "dy"_a, "x"_a, "tensors"_a, "kept"_a, "wanted"_a, "measured"_a, "threads"_a,
-             "Step 4.");
+        .def("input", &Norm::input, "dy"_a, "x"_a, "tensors"_a, "kept"_a, "wanted"_a, "measured"_a,
+             "threads"_a, "Step 4.");
 }
 
 }  // namespace
@@ -302,8 +304,10 @@ NB_MODULE(_cpu, m) {
     pthread_atfork(nullptr, nullptr, evenly::note_fork);
     bind_records(m);
     bind_norm(m);
-    m.def("isa", &isa, "The instruction set in use.");
+    m.def("isa", [] { return std::string(evenly::steps()->isa); }, "The instruction set in use.");
     m.def("isas", &isas, "The instruction sets this machine can run, the best last.");
-    m.def("use_isa", &use_isa, "Use one of them; False where it is unknown or cannot run here.");
+    m.def(
+        "use_isa", [](const std::string& name) { return evenly::use(name.c_str()); },
+        "Use one of them; False where it is unknown or cannot run here.");
     m.def("advise_huge", &advise_huge, "Ask for huge pages behind fresh memory.");
 }

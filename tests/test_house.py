@@ -18,8 +18,6 @@ KERNELS = sorted((ROOT / "csrc").rglob("*.[ch]pp"))
 FILE_LINES, FUNCTION_LINES = 300, 50
 # What may be longer, and why.
 LONGER_FILES: dict[str, str] = {
-    "backends/cpu.py": "six functions' signatures, as called and as the compiled module takes them; its one door",
-    "backends/reference.py": "the definition of all four steps in one place; half of it is docstrings",
     "cli.py": "one function per command, options and examples included",
     "nn/functional.py": "five functionals with torch's signatures; two thirds are signatures and docstrings",
 }

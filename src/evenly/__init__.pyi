@@ -6,12 +6,12 @@ from evenly.nn.batchnorm import BatchNorm1d as BatchNorm1d
 from evenly.nn.batchnorm import BatchNorm2d as BatchNorm2d
 from evenly.nn.batchnorm import BatchNorm3d as BatchNorm3d
 from evenly.nn.batchnorm import SyncBatchNorm as SyncBatchNorm
+from evenly.nn.groupnorm import GroupNorm as GroupNorm
 from evenly.nn.instancenorm import InstanceNorm1d as InstanceNorm1d
 from evenly.nn.instancenorm import InstanceNorm2d as InstanceNorm2d
 from evenly.nn.instancenorm import InstanceNorm3d as InstanceNorm3d
-from evenly.nn.modules import GroupNorm as GroupNorm
-from evenly.nn.modules import LayerNorm as LayerNorm
-from evenly.nn.modules import RMSNorm as RMSNorm
+from evenly.nn.layernorm import LayerNorm as LayerNorm
+from evenly.nn.layernorm import RMSNorm as RMSNorm
 from evenly.nn.renorm import Renorm as Renorm
 from evenly.nn.timm import timm_norm_act as timm_norm_act
 from evenly.tools.adapt import adapt as adapt

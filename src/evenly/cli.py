@@ -92,7 +92,7 @@ def _examples(*lines: str) -> str:
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
         "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
         "evenly demo                 a network spoiled in five ways, to try these on",
-        "evenly fold M:MODEL --inputs 1,3,224,224 --out FILE.onnx   the model that is deployed",
+        "evenly fold M:MODEL --inputs 1,3,224,224 --out FILE.onnx   what is deployed",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -212,18 +212,9 @@ def lab(
 @click.option("--json", "json_file", type=click.Path(), help="Write the results.")
 @click.option("--picture", type=click.Path(), help="Draw them: FILE.svg or FILE.png.")
 def bench(
-    shapes: str,
-    peers: str,
-    batch: int | None,
-    dtype: str,
-    layout: Literal["first", "last"],
-    residual: bool,
-    only_cold: bool,
-    rounds: int | None,
-    quick: bool,
-    json_file: str | None,
-    picture: str | None,
-) -> None:
+    shapes: str, peers: str, batch: int | None, dtype: str, layout: Literal["first", "last"], residual: bool,
+    only_cold: bool, rounds: int | None, quick: bool, json_file: str | None, picture: str | None,
+) -> None:  # fmt: skip
     """Time norms beside their peers, in copies of the tensor.
 
     Every result is compared with float64 first; a wrong one gets no time.
@@ -351,7 +342,7 @@ def demo(folder: str) -> None:
     epilog=_examples(
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.onnx",
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.pt2 --json a.json",
-        "evenly fold --check theirs.onnx a.pt nets:build    is it the model that I trained?",
+        "evenly fold --check theirs.onnx a.pt nets:build    is it what I trained?",
     )
 )
 @click.argument("arguments", nargs=-1, metavar="MODULE:MODEL | --check FOLDED ORIGINAL [MODULE:MODEL]")
@@ -367,7 +358,7 @@ def fold(
     arguments: tuple[str, ...], weights: str | None, inputs: tuple[str, ...], out: str | None, prune: bool,
     json_file: str | None, html: str | None, force: bool, checks: bool,
 ) -> int:  # fmt: skip
-    """Fold norms into the layers beside them, for deployment.
+    """Fold norms into their neighbours, for deployment.
 
     Each fold is proved against float64, what is written is run again and compared. With --check,
     exit status 1 if the two files are not the same model.

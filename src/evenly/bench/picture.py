@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -23,8 +24,9 @@ def draw(results: Results, path: str | Path, *, heat: str = "cold", part: str = 
     path = Path(path)
     check(path)
     form = path.suffix.removeprefix(".")
-    with files.replacing(path) as file:
-        chart(results, heat=heat, part=part).save(file, format=form, **({"ppi": 160} if form == "png" else {}))
+    drawn: io.StringIO | io.BytesIO = io.StringIO() if form == "svg" else io.BytesIO()
+    chart(results, heat=heat, part=part).save(drawn, format=form, **({"ppi": 160} if form == "png" else {}))
+    files.write(path, drawn.getvalue())
 
 
 def check(path: Path) -> None:
