@@ -20,6 +20,7 @@ from evenly.nn.held import held
 from evenly.nn.renorm import Renorm
 from evenly.nn.settled import settled
 from evenly.nn.sync import Processes, processes
+from evenly.nn.sync_convert import FromBatchNorms
 from evenly.nn.traced import leaf, traced
 from evenly.nn.tracked import Tracked
 
@@ -233,7 +234,7 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     _checks_rank = True
 
 
-class SyncBatchNorm(BatchNorm):
+class SyncBatchNorm(FromBatchNorms, BatchNorm):
     """`BatchNorm` whose mini-batch is that of all processes together (`torch.distributed`).
 
     Mean and variance are taken over every process's elements, merged by count, so that unequal,
