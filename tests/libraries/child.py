@@ -251,7 +251,7 @@ def main(name: str) -> None:
         assert not any(type(m).__module__.startswith("evenly") for m in ours.modules())
         inside = _answer(ours, run)
     _close(_answer(ours, run), inside)
-    number = sum(type(m).__module__.startswith("evenly.nn") for m in ours.modules())
+    number = sum(type(m).__module__.startswith("evenly.") for m in ours.modules())
     fused = sum(fused_from(m) is not None for m in ours.modules())
     evenly.revert(ours)
     assert [type(m) for m in ours.modules()] == [type(m) for m in plain.modules()]
