@@ -216,7 +216,7 @@ def main(name: str) -> None:
     try:
         torch.manual_seed(0)
         plain, run = MODELS[name]()
-    except ImportError as error:
+    except (ImportError, OSError) as error:  # torchaudio needs a library built for this torch
         print(f"SKIPPED {type(error).__name__}: {error}")
         return
     import evenly
