@@ -10,6 +10,8 @@
 #   make check-native   the kernels under the address, undefined-behaviour and thread sanitizers
 #   make test-keras-jax the Keras face on Keras's JAX backend
 #   make fold-soak    random networks through evenly.fold        make fold-soak MINUTES=5
+#   make test-keras-tf  the same on TensorFlow
+#   make test-libraries other libraries' models through our tools, in an environment of its own
 #   make clean          remove what was built, .venv included
 #
 # TORCH chooses another release of torch: make test TORCH="torch==2.10.0".
@@ -18,6 +20,7 @@
 PYTHON ?= python3
 TORCH  ?= torch==2.13.0
 VENV   ?= .venv
+LIBRARIES ?= .venv-libraries
 ARGS   ?=
 JOBS   ?= 2
 MINUTES ?= 5
@@ -29,7 +32,7 @@ torch_stamp := $(VENV)/stamps/$(subst =,-,$(subst >,,$(subst <,,$(TORCH))))
 sources := pyproject.toml $(wildcard CMakeLists.txt csrc/*.hpp csrc/*.cpp)
 
 .DEFAULT_GOAL := help
-.PHONY: help lab explain test check bench docs check-native test-keras-jax fold-soak clean
+.PHONY: help lab explain test check bench docs check-native test-keras-jax test-keras-tf test-libraries fold-soak clean
 .DELETE_ON_ERROR:
 
 help:
@@ -68,8 +71,14 @@ test-keras-jax: $(VENV)/stamps/jax
 fold-soak: $(VENV)/stamps/dev
 	$(bin)/python -m tests.tools.fold.soak --minutes $(MINUTES) $(ARGS)
 
+test-keras-tf: $(VENV)/stamps/tf
+	KERAS_BACKEND=tensorflow $(bin)/python -m pytest -n $(JOBS) tests/keras $(ARGS)
+
+test-libraries: $(LIBRARIES)/stamps/libraries
+	$(LIBRARIES)/bin/python -m pytest -m slow tests/libraries $(ARGS)
+
 clean:
-	rm -rf $(VENV) build dist
+	rm -rf $(VENV) $(LIBRARIES) build dist
 
 $(VENV)/stamps/venv:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -99,3 +108,19 @@ $(VENV)/stamps/dev: $(torch_stamp) $(sources)
 $(VENV)/stamps/jax: $(VENV)/stamps/dev
 	$(pip) install --quiet --constraint $(VENV)/constraints.txt "jax[cpu]"
 	touch $@
+
+$(VENV)/stamps/tf: $(VENV)/stamps/dev
+	$(pip) install --quiet --constraint $(VENV)/constraints.txt "tensorflow-cpu"
+	touch $@
+
+# What .venv has is seen from here, torch above all; what a library wants otherwise is installed beside it.
+# One that cannot be installed is skipped by its tests, which count what they skipped.
+$(LIBRARIES)/stamps/libraries: $(VENV)/stamps/dev tests/libraries/requirements.txt
+	$(PYTHON) -m venv $(LIBRARIES)
+	$(bin)/python -c 'import site; print(f"import site; site.addsitedir({site.getsitepackages()[0]!r})")' \
+	  > $$($(LIBRARIES)/bin/python -c 'import site; print(site.getsitepackages()[0])')/evenly-dev.pth
+	while read -r library; do \
+	  $(LIBRARIES)/bin/python -m pip --disable-pip-version-check --no-input install --quiet \
+	    --constraint $(VENV)/constraints.txt "$$library" || echo "not installed: $$library"; \
+	done < tests/libraries/requirements.txt
+	mkdir -p $(@D) && touch $@

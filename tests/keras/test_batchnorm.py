@@ -77,6 +77,24 @@ def test_config_makes_the_same_layer_again() -> None:
     assert again.activation is keras.activations.leaky_relu
 
 
+def test_config_is_keras_own_where_no_extra_is_used():
+    """Name for name and value for value; an extra shows when it is used."""
+    assert Ours(name="norm").get_config() == Keras(name="norm").get_config()
+    assert Ours(zero_masked=True).get_config()["zero_masked"]
+
+
+def test_a_call_as_in_tensorflow_models():
+    """The arguments that tf.keras's own applications spell out."""
+    arguments = {"epsilon": 0.001, "center": True, "scale": True}
+    starts = {"beta_initializer": "zeros", "gamma_initializer": "ones"}
+    x = array(8, 3)
+    ours, theirs = Ours(**arguments, **starts), Keras(**arguments, **starts)
+
+    np.testing.assert_allclose(numpy(ours(x, training=True)), numpy(theirs(x, training=True)), atol=1e-5)
+    for mine, its in zip(ours.weights, theirs.weights, strict=True):
+        np.testing.assert_allclose(numpy(mine), numpy(its), atol=1e-6)
+
+
 def test_weights_are_in_the_order_of_keras() -> None:
     """gamma, beta, moving_mean, moving_variance, and renorm's three behind them."""
     for options in ({}, {"renorm": True}):

@@ -99,3 +99,20 @@ def test_mask_that_does_not_fit_is_refused() -> None:
     """The error names both shapes and the shapes that would do."""
     with pytest.raises(ValueError, match=r"mask of shape \(4, 6, 3, 1\) does not fit input of shape \(4, 6, 3\)"):
         Ours()(array(4, 6, 3), training=True, mask=np.ones((4, 6, 3, 1), bool))
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_a_mask_in_keras_shape_on_axis_1(training: bool) -> None:
+    """A mask of inputs.shape[:-1] covers the last axis, as in Keras, wherever the channels are."""
+    x = array(4, 3, 6, mean=2.0)
+    mask = array(4, 3, seed=3) > 0
+    mask[0] = True
+    x[~mask] = 1e6
+    given, spelt = Ours(axis=1, zero_masked=True), Ours(axis=1, zero_masked=True)
+
+    y = numpy(given(x, training=training, mask=ops.convert_to_tensor(mask)))
+    full = np.broadcast_to(mask[..., None], x.shape).copy()
+    np.testing.assert_allclose(y, numpy(spelt(x, training=training, mask=ops.convert_to_tensor(full))), atol=1e-5)
+    if training:
+        want = np.array([x[:, c][full[:, c]].mean() for c in range(3)])
+        np.testing.assert_allclose(numpy(given.moving_mean), 0.01 * want, rtol=1e-4)

@@ -46,6 +46,24 @@ def test_convert_sync_batchnorm_refuses_what_it_would_drop(extra: dict[str, Any]
     assert evenly.SyncBatchNorm(3, activation="relu").activation == "relu"
 
 
+def test_convert_sync_batchnorm_of_ours() -> None:
+    """By torch's name and arguments, in place, with every extra kept; ghosts are refused before anything changes."""
+    model = nn.Sequential(nn.BatchNorm1d(4), evenly.BatchNorm2d(4, activation="relu"), evenly.freeze(nn.BatchNorm1d(4)))
+    weight, keys = model[0].weight, list(model.state_dict())
+
+    assert evenly.SyncBatchNorm.convert_sync_batchnorm(model, "a group") is model
+
+    assert [type(m) for m in model] == [evenly.SyncBatchNorm] * 3
+    assert [m.process_group for m in model] == ["a group"] * 3
+    assert (model[1].activation, model[2].frozen) == ("relu", True)
+    assert model[0].weight is weight
+    assert list(model.state_dict()) == keys
+    mixed = nn.Sequential(nn.BatchNorm1d(4), evenly.BatchNorm1d(4, ghosts=2))
+    with pytest.raises(ValueError, match="ghost"):
+        evenly.SyncBatchNorm.convert_sync_batchnorm(mixed)
+    assert type(mixed[0]) is nn.BatchNorm1d
+
+
 def _pair(**extra: Any) -> tuple[nn.Sequential, torch.Tensor]:
     model, x = nn.Sequential(nn.Conv2d(3, 4, 3), evenly.BatchNorm2d(4, **extra)), torch.randn(2, 3, 8, 8)
     model(x)

@@ -133,17 +133,22 @@ def test_a_converted_model_can_be_copied_and_saved() -> None:
         assert type(evenly.revert(copied)[0]) is nn.BatchNorm1d
 
 
-def torchs_converter(rank: int) -> tuple[str, bool]:
-    """What torch's own converter makes of a layer with an activation, and whether it refuses the CPU."""
-    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(evenly.BatchNorm1d(3, activation="relu")))
+def torchs_converter(rank: int) -> tuple[bool, str, bool]:
+    """Whether torch's own converter refuses an activation, what it makes of a plain layer, and whether that runs."""
+    try:
+        nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(evenly.BatchNorm1d(3, activation="relu")))
+        keeps = False
+    except RuntimeError:
+        keeps = True
+    model = nn.SyncBatchNorm.convert_sync_batchnorm(nn.Sequential(evenly.BatchNorm1d(3)))
     refuses = False
     try:
         model(torch.randn(4, 3))
     except ValueError:
         refuses = True
-    return type(model[0]).__module__, refuses
+    return keeps, type(model[0]).__module__, refuses
 
 
-def test_torchs_converter_loses_the_activation_and_refuses_the_cpu(two: Processes) -> None:
-    """What it does to our layers: rebuilds them as torch.nn's, without activation, for GPUs only (torch #78078)."""
-    assert two.run(torchs_converter) == [("torch.nn.modules.batchnorm", True)] * 2
+def test_torchs_converter_keeps_its_hands_off_the_activation_and_refuses_the_cpu(two: Processes) -> None:
+    """What it does to our layers: plain ones become torch.nn's, for GPUs only (torch #78078); others raise."""
+    assert two.run(torchs_converter) == [(True, "torch.nn.modules.batchnorm", True)] * 2

@@ -96,13 +96,18 @@ class BatchNormalization(keras.layers.BatchNormalization):  # type: ignore[misc]
         Args:
             inputs: any shape; ``axis`` holds the channels.
             training: whether to use the batch's own statistics (if ``trainable``).
-            mask: which elements count (bool) or how much (float): ``inputs``' shape without
-                ``axis``, ``(N,)``, or a shape that broadcasts to it.
+            mask: which elements count (bool) or how much (float): ``inputs.shape[:-1]``, which means
+                what it means in Keras on any axis; ``inputs``' shape without ``axis``; ``(N,)``; or a
+                shape that broadcasts to it.
         """
         y = on.batch(self, inputs, bool(training and self.trainable), mask)
         return on.cast(y, self.compute_dtype)
 
     def get_config(self) -> dict[str, Any]:
-        """Keras's, with evenly's arguments."""
-        own = {"activation": keras.activations.serialize(self.activation), "zero_masked": self.zero_masked}
-        return {**super().get_config(), **own}
+        """Keras's, and those of evenly's arguments that are used."""
+        config: dict[str, Any] = super().get_config()
+        if self.activation is not keras.activations.linear:
+            config["activation"] = keras.activations.serialize(self.activation)
+        if self.zero_masked:
+            config["zero_masked"] = True
+        return config

@@ -15,7 +15,7 @@ from evenly.core.moments import Moments
 from evenly.core.running import ema
 from evenly.keras import shortcut
 from evenly.keras.activation import split
-from evenly.keras.statistics import renormalize, spread, update
+from evenly.keras.statistics import as_keras, renormalize, spread, update
 from evenly.nn import functional
 from evenly.nn.batch import batch as normalize
 from evenly.nn.settings import Settings, known
@@ -42,7 +42,7 @@ def batch(layer: Any, inputs: Tensor, training: bool, mask: Tensor | None) -> Te
     """
     x = _floating(inputs)
     if mask is not None:
-        mask = ops.convert_to_tensor(mask)
+        mask = as_keras(ops.convert_to_tensor(mask), x, layer.axis % x.ndim)
         mask = mask if mask.is_floating_point() else mask != 0
     fused, after = split(layer.activation)
     settings = _settings(layer, fused)

@@ -85,11 +85,22 @@ def renormalize(layer: Any, mean: Any, var: Any) -> tuple[Any, Any]:
     return scale, shift if beta is None else shift + beta
 
 
+def as_keras(mask: Any, x: Any, axis: int) -> Any:
+    """A mask of the shape that Keras takes, ``x.shape[:-1]``, made to broadcast as in Keras, on any axis.
+
+    Where the channels are last, or the mask has another shape, it is returned as it is.
+    """
+    if axis != len(x.shape) - 1 and len(mask.shape) == len(x.shape) - 1 and tuple(mask.shape) == tuple(x.shape[:-1]):
+        return ops.expand_dims(mask, -1)
+    return mask
+
+
 def spread(mask: Any, x: Any, axis: int) -> Any:
     """The mask as weights that broadcast to ``x``: 1 or 0 from bool and integers, as they are from floats.
 
     Args:
-        mask: ``x``'s shape without the channel axis, ``(N,)``, or what broadcasts to ``x``.
+        mask: ``x``'s shape without its last axis (as in Keras) or without the channel axis, ``(N,)``, or
+            what broadcasts to ``x``.
         x: the input.
         axis: its channel axis.
 
@@ -97,6 +108,7 @@ def spread(mask: Any, x: Any, axis: int) -> Any:
         ValueError: the mask has another number of axes.
     """
     rank = len(x.shape)
+    mask = as_keras(mask, x, axis)
     if len(mask.shape) == 1 and rank > 2:
         mask = ops.reshape(mask, (-1, *(1 for _ in range(rank - 1))))
     if len(mask.shape) == rank - 1:

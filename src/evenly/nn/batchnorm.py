@@ -21,6 +21,7 @@ from evenly.nn.layer import Fused, leaf, state_of, traced
 from evenly.nn.renorm import Renorm
 from evenly.nn.settings import Settings, settings_of
 from evenly.nn.sync import Processes, processes
+from evenly.nn.sync_convert import FromBatchNorms
 from evenly.nn.tracked import Tracked
 
 _OTHERS = attrgetter("activation", "activation_args", "channel", "ghosts", "zero_masked", "single", "renorm", "inplace")
@@ -240,7 +241,7 @@ class BatchNorm3d(BatchNorm, nn.BatchNorm3d):
     _checks_rank = True
 
 
-class SyncBatchNorm(BatchNorm):
+class SyncBatchNorm(FromBatchNorms, BatchNorm):
     """`BatchNorm` whose mini-batch is that of all processes together (`torch.distributed`).
 
     Mean and variance are taken over every process's elements, merged by count, so that unequal,

@@ -15,8 +15,8 @@ from evenly.nn.tracked import adopt
 from evenly.tools import fuse as fusing
 from evenly.tools import kinds, redundant, walk
 from evenly.tools.flow import Unreadable
-from evenly.tools.follow import pristine
-from evenly.tools.pairs import EVENLY_OF, OURS, back_to_torch, beyond_torch
+from evenly.tools.norm_act import BatchNormAct2d
+from evenly.tools.pairs import EVENLY_OF, OURS, back_to_torch, beyond_torch, evenly_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -59,10 +59,15 @@ def convert(model: Model, *, fuse: bool = False, norm: str | None = None, drop_b
     left: dict[str, str] = {}
     for name, module in model.named_modules():
         vars(module).pop("_frozen_from", None)  # asked to be ours: `evenly.unfreeze` leaves it so
-        if type(module) in EVENLY_OF and not pristine(type(module)):
-            left[name] = f"the forward of {type(module).__name__} was replaced"
+        ours = evenly_of(module)
+        if ours is BatchNormAct2d and switch is not None:
+            left[name] = f"{type(module).__qualname__} keeps its kind"
+        elif ours is not None:
+            adopt(module, ours)
         elif type(module) in EVENLY_OF:
-            adopt(module, EVENLY_OF[type(module)])
+            left[name] = f"the forward of {type(module).__name__} was replaced"
+        elif type(module) is BatchNormAct2d and switch is not None:
+            left[name] = "BatchNormAct2d keeps its kind"
         elif walk.is_norm(module) and type(module) not in OURS:
             left[name] = _why_foreign(module)
         if switch is not None:

@@ -9,8 +9,7 @@ from torch import nn
 
 from evenly.nn.tracked import Tracked, adopt
 from evenly.tools import walk
-from evenly.tools.follow import pristine
-from evenly.tools.pairs import EVENLY_OF, back_to_torch
+from evenly.tools.pairs import OURS, back_to_torch, evenly_of, origin_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -76,8 +75,9 @@ def unfreeze(model: Model) -> Model:
 def hold(norm: nn.Module) -> bool:
     """Freeze one norm; whether that holds by itself, and not by a hook."""
     cls = type(norm)
-    if cls in EVENLY_OF and pristine(cls):
-        adopt(norm, EVENLY_OF[cls])
+    ours = evenly_of(norm)
+    if ours is not None:
+        adopt(norm, ours)
         vars(norm)["_frozen_from"] = cls
     if isinstance(norm, Tracked):
         norm.frozen = True
@@ -93,7 +93,7 @@ def release(norm: nn.Module) -> None:
     if isinstance(norm, Tracked):
         norm.frozen = False
         origin: type[nn.Module] | None = vars(norm).pop("_frozen_from", None)
-        if origin is not None and type(norm) is EVENLY_OF[origin]:
+        if origin is not None and type(norm) in OURS and origin_of(norm) is origin:
             back_to_torch(norm)
     for key in [key for key, hook in norm._forward_pre_hooks.items() if hook is _evaluate]:
         del norm._forward_pre_hooks[key]

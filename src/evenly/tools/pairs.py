@@ -11,6 +11,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from evenly.nn import batchnorm, instancenorm, modules
 from evenly.nn.tracked import Tracked, give_back
+from evenly.tools import norm_act
+from evenly.tools.follow import pristine
 
 TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     batchnorm.BatchNorm1d: nn.BatchNorm1d,
@@ -25,15 +27,31 @@ TORCH_OF: dict[type[nn.Module], type[nn.Module]] = {
     modules.RMSNorm: nn.RMSNorm,
 }
 EVENLY_OF = {torchs: ours for ours, torchs in TORCH_OF.items()}
-OURS = (*TORCH_OF, batchnorm.BatchNorm)
+OURS = (*TORCH_OF, batchnorm.BatchNorm, norm_act.BatchNormAct2d)
 # Extras of the constructor that show as a parameter that is None, or that only start a parameter.
 _NOT_SETTINGS = {"bias", "scale", "weight_init", "bias_init"}
+
+
+def evenly_of(module: nn.Module) -> type[nn.Module] | None:
+    """The class of ours for a layer of torch.nn's or timm's; None for any other, and where its forward was replaced."""
+    cls = type(module)
+    if cls is norm_act.of_timm():
+        return norm_act.BatchNormAct2d
+    return EVENLY_OF.get(cls) if cls in EVENLY_OF and pristine(cls) else None
+
+
+def origin_of(module: nn.Module) -> type[nn.Module]:
+    """The class that a layer of ours stands for."""
+    timms = norm_act.of_timm() if type(module) is norm_act.BatchNormAct2d else None
+    return timms or TORCH_OF[type(module)]
 
 
 def beyond_torch(module: nn.Module) -> list[str]:
     """What a layer of ours does that torch.nn has no layer for, as ``name=value``; empty: it has a counterpart."""
     own = type(module)
     found = [f"{e}={getattr(module, e)!r}" for e, default in extras(own).items() if getattr(module, e) != default]
+    if own is norm_act.BatchNormAct2d and norm_act.of_timm() is None:
+        return ["timm is not imported"]
     return [*found, "any rank"] if own is batchnorm.BatchNorm else found
 
 
@@ -45,7 +63,7 @@ def back_to_torch(module: nn.Module) -> None:
             for name in ("running_mean", "running_var"):
                 buffer = module._buffers[name]
                 module._buffers[name] = None if buffer is None else buffer.to(weight.dtype)
-    give_back(module, TORCH_OF[type(module)], tuple(extras(type(module))))
+    give_back(module, origin_of(module), tuple(extras(type(module))))
 
 
 def extras(ours: type[nn.Module]) -> dict[str, Any]:

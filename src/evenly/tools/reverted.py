@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from evenly.nn.tracked import adopt
 from evenly.tools import fuse as fusing
-from evenly.tools.pairs import OURS, TORCH_OF, beyond_torch
+from evenly.tools.pairs import OURS, beyond_torch, origin_of
 
 Model = TypeVar("Model", bound=nn.Module)
 
@@ -48,7 +48,7 @@ def reverted(model: Model) -> Iterator[Model]:
     kinds: tuple[Any, ...] = OURS
     ours: list[tuple[str, Any]] = [(name, m) for name, m in model.named_modules() if isinstance(m, kinds)]
     for name, module in ours:
-        changed = beyond_torch(module) if type(module) in TORCH_OF or type(module) in OURS else ["a subclass, or lazy"]
+        changed = beyond_torch(module) if type(module) in OURS else ["a subclass, or lazy"]
         if changed:
             where = f"{name or 'the model'} ({type(module).__name__})"
             raise ValueError(
@@ -57,19 +57,20 @@ def reverted(model: Model) -> Iterator[Model]:
             )
     blocks = [(block, type(block), fusing.fused_from(block)) for block in model.modules()]
     classes: list[tuple[Any, Any]] = [(module, type(module)) for _, module in ours]
+    plain = {cls: origin_of(module) for module, cls in classes}
     wide: list[tuple[Tensor, Tensor, Tensor]] = []
     try:
         for block, _, _ in blocks:
             fusing.unfuse(block)
         for module, cls in classes:
-            module.__class__ = TORCH_OF[cls]
+            module.__class__ = plain[cls]
             wide += _narrowed(module)
         yield model
     finally:
         for tensor, before, during in wide:
             tensor.data = before if torch.equal(tensor.data, during) else tensor.data.to(before.dtype)
         for module, cls in classes:
-            if type(module) is TORCH_OF[cls]:
+            if type(module) is plain[cls]:
                 adopt(module, cls)
         for block, fused, origin in blocks:
             if origin is not None and type(block) is origin:
