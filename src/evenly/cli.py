@@ -70,7 +70,7 @@ def _examples(*lines: str) -> str:
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
         "evenly diagnose M:MODEL --data M:BATCHES   why eval() is worse than train()",
-        "evenly fold M:MODEL --inputs 1,3,224,224 --out FILE.onnx   the model that is deployed",
+        "evenly fold M:MODEL --inputs 1,3,8,8 --out FILE.onnx   norms folded, proved",
         "evenly info                 what is built and what runs it",
     ),
 )
@@ -275,11 +275,11 @@ def diagnose(
 @main.command(
     epilog=_examples(
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.onnx",
-        "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.pt2 --json a.json",
-        "evenly fold --check theirs.onnx a.pt nets:build    is it the model that I trained?",
+        "evenly fold nets:build --weights a.pt --inputs 1,3,8,8 --out a.pt2 --prune",
+        "evenly fold --check theirs.onnx a.pt nets:build    is it what I trained?",
     )
 )
-@click.argument("arguments", nargs=-1, metavar="MODULE:MODEL | --check FOLDED ORIGINAL [MODULE:MODEL]")
+@click.argument("arguments", nargs=-1, metavar="MODULE:MODEL")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Load this file first; tensors only.")
 @click.option("--inputs", multiple=True, metavar="SHAPE", help="The input's sizes, 1,3,224,224; once for each input.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write FILE.pt2, FILE.onnx or FILE.safetensors.")
@@ -287,7 +287,7 @@ def diagnose(
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the certificate.")
 @click.option("--html", type=click.Path(dir_okay=False), help="Write the certificate as a page.")
 @click.option("--force", is_flag=True, help="Write over --out.")
-@click.option("--check", "checks", is_flag=True, help="Compare two files: a folded model, and the original.")
+@click.option("--check", "checks", is_flag=True, help="Compare: FOLDED ORIGINAL [MODULE:MODEL].")
 def fold(
     arguments: tuple[str, ...], weights: str | None, inputs: tuple[str, ...], out: str | None, prune: bool,
     json_file: str | None, html: str | None, force: bool, checks: bool,
