@@ -345,7 +345,7 @@ def demo(folder: str) -> None:
         "evenly fold --check theirs.onnx a.pt nets:build    is it what I trained?",
     )
 )
-@click.argument("arguments", nargs=-1, metavar="MODULE:MODEL | --check FOLDED ORIGINAL [MODULE:MODEL]")
+@click.argument("arguments", nargs=-1, metavar="MODULE:MODEL")
 @click.option("--weights", type=click.Path(exists=True, dir_okay=False), help="Load this file first; tensors only.")
 @click.option("--inputs", multiple=True, metavar="SHAPE", help="The input's sizes, 1,3,224,224; once for each input.")
 @click.option("--out", type=click.Path(dir_okay=False), help="Write FILE.pt2, FILE.onnx or FILE.safetensors.")
@@ -353,7 +353,7 @@ def demo(folder: str) -> None:
 @click.option("--json", "json_file", type=click.Path(dir_okay=False), help="Write the certificate.")
 @click.option("--html", type=click.Path(dir_okay=False), help="Write the certificate as a page.")
 @click.option("--force", is_flag=True, help="Write over --out.")
-@click.option("--check", "checks", is_flag=True, help="Compare two files: a folded model, and the original.")
+@click.option("--check", "checks", is_flag=True, help="Compare: FOLDED ORIGINAL [MODULE:MODEL].")
 def fold(
     arguments: tuple[str, ...], weights: str | None, inputs: tuple[str, ...], out: str | None, prune: bool,
     json_file: str | None, html: str | None, force: bool, checks: bool,

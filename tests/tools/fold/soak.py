@@ -69,8 +69,9 @@ def _in_float32(spec: Spec, rank: int, right: torch.Tensor) -> list[str]:
         _copy_state(net.model, exact)
         truth = exact(x.double())
         before, after = _distance(net.model(x), truth), _distance(folded(x), truth)
-    floor = torch.finfo(torch.float32).eps * max(1.0, float(truth.abs().max()))
-    return [f"wrong in float32: {after:.1e}, unfolded {before:.1e}"] if after > TIMES * max(before, floor) else []
+    # Where a running variance is 0, a scale of 316 meets a saturated sigmoid, and the unfolded error may be luckily 0.
+    floor = 64 * torch.finfo(torch.float32).eps * max(1.0, float(truth.abs().max()))
+    return [f"wrong in float32: {after:.1e}, unfolded {before:.1e}"] if after > max(TIMES * before, floor) else []
 
 
 def _copy_state(source: torch.nn.Module, target: torch.nn.Module) -> None:

@@ -94,6 +94,9 @@ def _copied(model: nn.Module) -> nn.Module:
     twin = copy.deepcopy(model)
     for module in twin.modules():
         fusing.unfuse(module)
+        for hooks in (module._forward_hooks, module._forward_pre_hooks):  # evenly's own only watch and freeze
+            for key in [k for k, hook in hooks.items() if str(getattr(hook, "__module__", "")).startswith("evenly.")]:
+                del hooks[key]
     return twin
 
 

@@ -210,6 +210,7 @@ def unwrapped(model: Any) -> Any:
 def unread(program: Program, model: nn.Module) -> dict[str, str]:
     """The norms that no call reaches, with the reason: inside a layer that is a leaf, or never called."""
     called = {str(n.target) for n in program.graph.graph.nodes if n.op == "call_module"}
+    called |= {str(n.target).rpartition(".")[0] for n in program.graph.graph.nodes if n.op == "get_attr"}
     missed = {}
     for name, _ in walk.batch_norms(model):
         if program.traced and name not in called:
