@@ -310,6 +310,18 @@ def _reached(rows: list[dict[str, Any]], kind: str, goal: float = 3.0) -> str:
 
 
 PAGES: dict[str, Callable[[], str]] = {"docs/explain.md": explain, "docs/story.md": story}
+def situations() -> str:
+    """What diagnose says of each situation, and what the file it writes scores."""
+    runs = json.loads((ROOT / "docs" / "results" / "situations.json").read_text("utf-8"))
+    lines = ["| what happened | what is said | eval() | with the mended file | by |", "|---|---|---:|---:|---|"]
+    for run in runs.values():
+        said = ", ".join(f"`{rule}` ({level})" for rule, level in run["said"]) or "not seen, and so said"
+        score, after = (f"{v:.1f}" if v is not None else "" for v in (run["before"], run["after"]))
+        by = run["trial"] or ("no file: " + run["refused"].rstrip(".") if run["refused"] else "no file")
+        lines.append(f"| {run['cause']} | {said} | {score} | {after} | {by} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "bench": bench,
@@ -322,6 +334,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sync": sync,
     "keras-fit": keras_fit,
     "lab-runs": lab_runs,
+    "situations": situations,
 }
 
 
