@@ -46,7 +46,7 @@ class Mended:
         return text + "".join(f"\n  group {number}: {group}" for number, group in enumerate(self.groups, 1))
 
 
-@dataclass
+@dataclass(repr=False)
 class Diagnosis:
     """What was examined, found and tried, and the file mended by the best trial.
 
