@@ -228,21 +228,32 @@ def bench(
         "evenly xray last.pt --strict          in CI: status 1 after a warning, too",
     )
 )
-@click.argument("file", type=click.Path())
+@click.argument("sources", nargs=-1, required=True, metavar="FILE ...")
 @click.option("--inside", metavar="SET", help="Look at this set of the file alone.")
 @click.option("--html", type=click.Path(), help="Write a page.")
 @click.option("--json", "json_file", type=click.Path(), help="Write the findings; - is standard output.")
 @click.option("--strict", is_flag=True, help="Exit status 1 after a warning, and where no norm was looked at.")
-def xray(file: str, inside: str | None, html: str | None, json_file: str | None, strict: bool) -> int:
+def xray(sources: tuple[str, ...], inside: str | None, html: str | None, json_file: str | None, strict: bool) -> int:
     """Examine the batch norms of a checkpoint.
 
     No code of yours is run, and no data is needed. Reads safetensors and files of torch.save:
-    state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Exit
-    status 1 after an error.
+    state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Several
+    files, folders, or addresses of safetensors files give one table. Exit status 1 after an error.
     """
     from evenly.tools import command, files
     from evenly.tools.xray import xray as look
 
+    if command.are_many(sources):
+        from evenly.tools.survey import survey
+
+        with wrong_use():
+            files.check_outputs(command.outputs(html, json_file), command.on_disk(sources))
+            found = survey(sources)
+            command.write(found, html, json_file)
+        if json_file != "-":
+            say(found.table())
+        return found.exit_status(strict=strict)
+    (file,) = sources
     with wrong_use():
         files.check_outputs(command.outputs(html, json_file), [file])
         diagnosis = look(file, inside=inside)

@@ -146,6 +146,7 @@ class Diagnosis:
             for t in self.trials
         ]  # fmt: skip
         values = {
+            "schema": 2,
             "source": self.source,
             "command": self.command,
             "worst": self.worst,

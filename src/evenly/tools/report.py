@@ -30,7 +30,7 @@ def card(diagnosis: Diagnosis) -> str:
         summary=", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
         or ("nothing found" if diagnosis.looked else "no norm that I know was looked at"),
         spoken=spoken,
-        listed=listed,
+        listed=lambda layers, most: listed([spoken(layer) for layer in layers], most),
         channels=svg(_channels(diagnosis.channels)) if diagnosis.channels else "",
         layers=svg(_distances(diagnosis.layers) if measured else _ranges(diagnosis.layers)) if diagnosis.layers else "",
         measured=measured,
