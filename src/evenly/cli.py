@@ -6,86 +6,20 @@ its own body, never at the top of this file.
 
 from __future__ import annotations
 
-import errno
-import io
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from typing import Any, Literal
 
 import click
 
 import evenly
-from evenly.tools import names
-
-# What the machine says, and no bug of ours: no space, too large, read only, a broken disk.
-_MACHINE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-class OneLineErrors(click.Group):
-    """A group of commands that answers wrong use with one line and exit status 2."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run a command; leave by `sys.exit` with its status."""
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, **extra)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows its number
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            status = super().main(args, prog_name, complete_var, False, **extra)
-        except click.ClickException as error:
-            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "evenly"
-            click.echo(f"{command}: {names.line(error.format_message())} ({command} --help says more)", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            if error.errno not in _MACHINE:
-                raise
-            click.echo(f"evenly: {names.line(error)}", err=True)
-            sys.exit(2)
-        except click.Abort:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        sys.exit(status if isinstance(status, int) else 0)
-
-
-@contextmanager
-def wrong_use() -> Iterator[None]:
-    """Turn a tool's refusal of what the user typed into one line and exit status 2.
-
-    Put only the checks inside, not the work: a `ValueError` there would be a bug of ours, and a bug
-    deserves its traceback.
-    """
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        known = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if known else str(error)  # type: ignore[union-attr]
-        raise click.UsageError(message, click.get_current_context(silent=True)) from None
-
-
-def say(text: str, *, err: bool = False) -> None:
-    """Print lines of ours; what else a terminal would obey, from a name in them, is made visible."""
-    click.echo(names.block(text), err=err)
-
-
-def _examples(*lines: str) -> str:
-    r"""An epilog of examples; ``\b`` keeps click from re-wrapping them."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+from evenly.oneline import OneLineErrors, examples, say, wrong_use
 
 
 @click.group(
     cls=OneLineErrors,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_examples(
+    epilog=examples(
         "evenly lab                  run the experiments, write the report",
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
@@ -105,7 +39,7 @@ def main(context: click.Context, ask_version: bool) -> None:
         click.echo(context.get_help())
 
 
-@main.command(epilog=_examples("evenly explain", "evenly explain | less"))
+@main.command(epilog=examples("evenly explain", "evenly explain | less"))
 def explain() -> None:
     """Show one epoch by hand: 30 samples, batches of 5.
 
@@ -118,7 +52,7 @@ def explain() -> None:
     explain_page.show(Console(highlight=False))
 
 
-@main.command(epilog=_examples("evenly info", "evenly info --json"))
+@main.command(epilog=examples("evenly info", "evenly info --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def info(as_json: bool) -> None:
     """Say what is installed, built and used."""
@@ -133,7 +67,7 @@ def info(as_json: bool) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly lab                              the default run, within two minutes",
         "evenly lab --list                       what there is",
         "evenly lab learning_rate depth --seeds 3",
@@ -177,7 +111,7 @@ def lab(
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly bench --quick",
         "evenly bench --shapes resnet50 --json resnet50.json --picture resnet50.svg",
         "evenly bench --shapes cifar --peers torch,compile,keras --layout last",
@@ -195,18 +129,9 @@ def lab(
 @click.option("--json", "json_file", type=click.Path(), help="Write the results.")
 @click.option("--picture", type=click.Path(), help="Draw them: FILE.svg or FILE.png.")
 def bench(
-    shapes: str,
-    peers: str,
-    batch: int | None,
-    dtype: str,
-    layout: Literal["first", "last"],
-    residual: bool,
-    only_cold: bool,
-    rounds: int | None,
-    quick: bool,
-    json_file: str | None,
-    picture: str | None,
-) -> None:
+    shapes: str, peers: str, batch: int | None, dtype: str, layout: Literal["first", "last"], residual: bool,
+    only_cold: bool, rounds: int | None, quick: bool, json_file: str | None, picture: str | None,
+) -> None:  # fmt: skip
     """Time norms beside their peers, in copies of the tensor.
 
     Every result is compared with float64 first; a wrong one gets no time.
@@ -222,7 +147,7 @@ def bench(
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly xray model.safetensors",
         "evenly xray lightning.ckpt --html card.html",
         "evenly xray last.pt --strict          in CI: status 1 after a warning, too",
@@ -265,7 +190,7 @@ def xray(sources: tuple[str, ...], inside: str | None, html: str | None, json_fi
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly diagnose train:model --data train:loader",
         "evenly diagnose train:build --data train:data --weights a.pt --fix b.pt",
         "evenly diagnose train:build --data train:data --weights a.pt --html a.html",
@@ -307,7 +232,7 @@ def diagnose(
         subject, batches = command.model_at(model), command.batches_at(data)
         judge, call = (None if place is None else command.named(place) for place in (loss, forward))
         loaded = None if weights is None else fit.load(subject, checkpoint.read(weights), inside)
-        files.check_outputs(outputs, command.code_of(model, data, loss, forward))
+        files.check_outputs(outputs, command.code())
     with wrong_use():
         diagnosis = examine(
             subject, batches, forward=call, loss=judge, limit=limit, say=lambda line: say(line, err=True)
@@ -325,7 +250,7 @@ def diagnose(
     return diagnosis.exit_status(strict=strict)
 
 
-@main.command(epilog=_examples("evenly demo", "evenly demo elsewhere"))
+@main.command(epilog=examples("evenly demo", "evenly demo elsewhere"))
 @click.argument("folder", type=click.Path(), default="evenly-demo")
 def demo(folder: str) -> None:
     """Write a network, spoiled in five ways, to try xray and diagnose on.

@@ -11,6 +11,7 @@ import torch
 
 import evenly
 from evenly import backends
+from evenly.tools import names
 
 OPTIONAL = ("keras", "altair", "jinja2", "joblib", "safetensors", "timm", "triton")
 
@@ -27,7 +28,7 @@ def show_versions() -> None:
     facts = versions()
     width = max(map(len, facts))
     for name, fact in facts.items():
-        print(f"{name:<{width}}  {fact}")
+        print(f"{name:<{width}}  {names.line(fact)}")
 
 
 def versions() -> dict[str, str]:

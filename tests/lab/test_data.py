@@ -97,3 +97,14 @@ def test_refuses_files_that_are_none(tmp_path: Path) -> None:
     for name, message in [(str(broken), "not a readable npz"), ("missing.npz", "no file"), ("mnist", "unknown data")]:
         with pytest.raises(ValueError, match=message):
             load(name)
+
+
+def test_compressed_data_unfolds_within_bounds(tmp_path: Path) -> None:
+    """A bomb is refused before it is unfolded; ordinary compressed data is read."""
+    x, y = np.random.default_rng(0).random((50, 8), np.float32), np.arange(50) % 5
+    np.savez_compressed(tmp_path / "fine.npz", x=x, y=y, names=np.zeros(3))
+    np.savez_compressed(tmp_path / "bomb.npz", x=np.zeros((5000, 5000), np.float32), y=np.arange(5000) % 5)
+
+    assert load(str(tmp_path / "fine.npz")).classes == 5
+    with pytest.raises(ValueError, match="unfold to more than 16 times the file and 64 MiB"):
+        load(str(tmp_path / "bomb.npz"))

@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import itertools
 import json
 import multiprocessing
 import pickle
@@ -20,7 +21,7 @@ import sys
 import tempfile
 import time
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from pathlib import Path
@@ -29,6 +30,8 @@ import numpy as np
 import torch
 from safetensors.torch import save
 from tests.soak import hostile
+
+from evenly.tools.checkpoint import MEMORY
 
 SECONDS = 2.0  # of the processor, for one file
 MEBIBYTES = 1024
@@ -46,15 +49,19 @@ class Counts:
 
 
 class Reader:
-    """A process that reads files within limits, and is started anew when one of them kills it."""
+    """A process that reads files within limits, and is started anew when one of them kills it.
 
-    def __init__(self) -> None:
-        self._context = multiprocessing.get_context("spawn")
+    Args:
+        broken: whether the reader in it does what a file's text says: to see that the limits hold.
+    """
+
+    def __init__(self, broken: bool = False) -> None:
+        self._context, self._read = multiprocessing.get_context("spawn"), _misbehave if broken else _read
         self._start()
 
     def _start(self) -> None:
         self._pipe, theirs = self._context.Pipe()
-        self._process = self._context.Process(target=_serve, args=(theirs,), daemon=True)
+        self._process = self._context.Process(target=_serve, args=(theirs, self._read), daemon=True)
         self._process.start()
         theirs.close()
 
@@ -80,7 +87,29 @@ class Reader:
         self._process.kill()
 
 
-def _serve(pipe: Connection) -> None:
+def _read(path: str) -> str:
+    """What `evenly xray` prints; also its JSON is made."""
+    from evenly.tools.xray import xray
+
+    diagnosis = xray(path)
+    json.dumps(diagnosis.to_dict())
+    return diagnosis.table()
+
+
+def _misbehave(path: str) -> str:
+    match Path(path).read_text():
+        case "hang":
+            while True:
+                pass
+        case "memory":
+            return str(len(b"x" * (MEBIBYTES + 100 << 20)))
+        case "raise":
+            raise KeyError(path)
+        case _:
+            raise ValueError("two\nlines")
+
+
+def _serve(pipe: Connection, read: Callable[[str], str]) -> None:
     from evenly.tools.xray import xray
 
     torch.set_num_threads(1)
@@ -92,22 +121,19 @@ def _serve(pipe: Connection) -> None:
     with contextlib.suppress(EOFError):
         while True:
             path = pipe.recv()
-            pipe.send(_tried(path))
+            pipe.send(_tried(path, read))
 
 
-def _tried(path: str) -> str:
-    from evenly.tools.xray import xray
-
+def _tried(path: str, read: Callable[[str], str]) -> str:
     Path("/proc/self/clear_refs").write_text("5")  # the peak starts again from here
     before = _peak()
     signal.setitimer(signal.ITIMER_PROF, SECONDS)
     try:
-        diagnosis = xray(path)
-        json.dumps(diagnosis.to_dict())
-        outcome = "read" if diagnosis.table() else "failed: no table"
+        outcome = "read" if read(path) else "failed: no table"
     except ValueError as error:
         text = str(error)
         outcome = f"refused: {text}" if text.isprintable() and len(text) < 1000 else f"failed: not one line: {text!r}"
+        outcome = f"failed: {text}" if MEMORY in text else outcome
     except BaseException as error:
         outcome = f"failed: {type(error).__name__}: {error}"
     finally:
@@ -186,8 +212,7 @@ def _damaged(chance: random.Random, content: bytes, others: list[bytes]) -> byte
 
 
 def cases(seed: int) -> Iterator[tuple[str, bytes]]:
-    """The hostile files, then damaged ones without end; each with its number."""
-    yield from hostile.files()
+    """Damaged files without end; each with its number."""
     torch.manual_seed(0)
     good = seeds()
     names, others = list(good), list(good.values())
@@ -199,7 +224,9 @@ def cases(seed: int) -> Iterator[tuple[str, bytes]]:
         number += 1
 
 
-def run(seconds: float, seed: int, only: str | None = None, most: int = sys.maxsize) -> Counts:
+def run(
+    seconds: float, seed: int, only: str | None = None, most: int = sys.maxsize, hostile_too: bool = True
+) -> Counts:
     """Try files for so long.
 
     Args:
@@ -207,14 +234,15 @@ def run(seconds: float, seed: int, only: str | None = None, most: int = sys.maxs
         seed: of the damage.
         only: the one case to try.
         most: how many damaged files to try at most.
+        hostile_too: whether to begin with the hostile files.
     """
     counts = Counts(0, 0, 0, [])
     reader = Reader()
     until = time.monotonic() + seconds
-    must = len(list(hostile.files()))
+    first = list(hostile.files()) if hostile_too else []
     with tempfile.TemporaryDirectory() as folder:
-        for count, (name, content) in enumerate(cases(seed)):
-            if count >= must + most or (count >= must and time.monotonic() > until and (only is None or counts.tried)):
+        for count, (name, content) in enumerate(itertools.chain(first, itertools.islice(cases(seed), most))):
+            if count >= len(first) and time.monotonic() > until and (only is None or counts.tried):
                 break
             if only is not None and name != only:
                 continue

@@ -58,6 +58,7 @@ _STUB = b"cx\ny\n)\x81"
 _MODULES = _doubled(
     _STUB + b"}X\x08\x00\x00\x00_modules}(" + _TEXT + b"h\x00X\x01\x00\x00\x00bh\x00usb", first=_STUB + b"}b"
 )
+_CALLS = b"h\x02h\x01\x85R0" * 10_000 + b"."
 _LIST = b"](" + b"N" * 100_000 + b"eq\x01"
 
 
@@ -94,9 +95,9 @@ def programs() -> dict[str, bytes]:
         "numbers with one hash": b"\x80\x02}("
         + b"".join(_long(i * (2**61 - 1)) + b"N" for i in range(1, 150_000))
         + b"u.",
-        "a list in many calls": b"\x80\x02" + _LIST + b"c__builtin__\nset\nq\x020" + b"h\x02h\x01\x85R0" * 100_000 + b".",
-        "a list in many dictionaries": b"\x80\x02" + _LIST + b"ccollections\nOrderedDict\nq\x020" + b"h\x02h\x01\x85R0" * 100_000 + b".",
-        "a list in many shapes": b"\x80\x02" + _LIST + b"ctorch\nSize\nq\x020" + b"h\x02h\x01\x85R0" * 100_000 + b".",
+        "a list in many calls": b"\x80\x02" + _LIST + b"c__builtin__\nset\nq\x020" + _CALLS,
+        "a list in many dictionaries": b"\x80\x02" + _LIST + b"ccollections\nOrderedDict\nq\x020" + _CALLS,
+        "a list in many shapes": b"\x80\x02" + _LIST + b"ctorch\nSize\nq\x020" + _CALLS,
         "long bytes": b"\x80\x04\x8e" + struct.pack("<Q", 2**63) + b"x.",
         "long bytes, possible": b"\x80\x04\x8e" + struct.pack("<Q", 2**34) + b"x.",
         "a long text": b"\x80\x02X\xff\xff\xff\xffx.",
@@ -137,24 +138,29 @@ def tensors() -> dict[str, bytes]:
 def archives() -> dict[str, bytes]:
     """Zip archives."""
     plain = archive(entry(tensor()))
-    overlapping = _overlapping()
-    views = b"\x80\x02}" + b"".join(
-        struct.pack("<cI", b"X", len(name)) + name + tensor(size=b"(J\x00\x00\x04\x00t", length=b"J\x00\x00\x04\x00") + b"s"
-        for name in (b"l%d.running_mean" % i for i in range(20_000))
-    ) + b"."  # fmt: skip
+    return {
+        "overlapping entries": _overlapping(),
+        "compressed": archive(entry(tensor()), compression=zipfile.ZIP_DEFLATED),
+        "a damaged storage": plain.replace(bytes(16), bytes(15) + b"x"),
+        "its directory cut off": plain[:-40],
+        "a directory beyond": plain[:-6] + b"\xff\xff\xff\x7f" + plain[-2:],
+    }
+
+
+def large_archives() -> dict[str, bytes]:
+    """Zip archives of many entries, or entries of many bytes."""
+    length = b"J\x00\x00\x04\x00"
+    view = tensor(size=b"(" + length + b"t", length=length) + b"s"
+    names = [b"l%d.running_mean" % i for i in range(20_000)]
+    views = b"".join(b"X" + struct.pack("<I", len(name)) + name + view for name in names)
     stream = io.BytesIO()
     with zipfile.ZipFile(stream, "w") as file:
         for i in range(150_000):
             file.writestr(zipfile.ZipInfo(f"m/data/{i}"), b"")
     return {
-        "overlapping entries": overlapping,
         "many entries": stream.getvalue(),
-        "compressed": archive(entry(tensor()), compression=zipfile.ZIP_DEFLATED),
         "a compressed bomb": archive(entry(tensor()), {"data/0": bytes(200_000_000)}, zipfile.ZIP_DEFLATED),
-        "views of one storage": archive(views, {"data/0": bytes(4 << 18)}),
-        "a damaged storage": plain.replace(bytes(16), bytes(15) + b"x"),
-        "its directory cut off": plain[:-40],
-        "a directory beyond": plain[:-6] + b"\xff\xff\xff\x7f" + plain[-2:],
+        "views of one storage": archive(b"\x80\x02}" + views + b".", {"data/0": bytes(4 << 18)}),
     }
 
 
@@ -277,13 +283,18 @@ class _Nested:
         return torch.storage._load_from_bytes, (_MAGIC + pickle.dumps(inner, 2),)
 
 
-def files() -> Iterable[tuple[str, bytes]]:
-    """Every hostile file, by a name that says what it tries."""
+LARGE = 200_000  # bytes of what is not tried in every form
+
+
+def files(large: bool | None = None) -> Iterable[tuple[str, bytes]]:
+    """Every hostile file, by a name that says what it tries; only the large, or only the small ones."""
     for name, program in {**programs(), **tensors()}.items():
-        yield f"torch: {name}", archive(program)
-        if len(program) < 200_000:  # the others cost as much in one form as in the next
+        if large in (None, len(program) > LARGE):
+            yield f"torch: {name}", archive(program)
+        if large is not True and len(program) <= LARGE:
             yield f"legacy: {name}", _HEAD + program + pickle.dumps(["0"], 2) + struct.pack("<q", 4) + bytes(16)
             yield f"pickle: {name}", program
-    for kind in (archives, safetensors, numpys, legacies):
+    kinds = {None: (archives, safetensors, numpys, legacies, large_archives), True: (large_archives,)}
+    for kind in kinds.get(large, (archives, safetensors, numpys, legacies)):
         for name, content in kind().items():
             yield f"{kind.__name__}: {name}", content

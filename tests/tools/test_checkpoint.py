@@ -249,3 +249,110 @@ def test_damaged_tensors_are_refused(tmp_path):
     (path := tmp_path / "model.pt").write_bytes(stream.getvalue()[:-8])
     with pytest.raises(ValueError, match="cannot be read"):
         checkpoint.read(path)
+
+
+@pytest.mark.parametrize("form", SAVERS)
+def test_a_file_that_changed_is_not_mended(tmp_path, form):
+    """Written anew in place, replaced, appended to, or one bit changed and its time kept: refused, nothing written."""
+
+    def rewrite(path):
+        SAVERS[form]({"new": torch.zeros(128), **state}, path)
+
+    def replace(path):
+        rewrite(other := path.with_stem("other"))
+        os.replace(other, path)
+
+    def grow(path):
+        path.write_bytes(path.read_bytes() + b"\0")
+
+    def flip(path):
+        data, times = bytearray(path.read_bytes()), path.stat()
+        data[-1] ^= 1
+        path.write_bytes(data)
+        os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+
+    state = {"a": torch.ones(4)}
+    for change in (rewrite, replace, grow, flip):
+        SAVERS[form](state, path := _path(tmp_path, form))
+        found = checkpoint.read(path)
+        change(path)
+        before = sorted(os.listdir(tmp_path))
+        with pytest.raises(ValueError, match="has changed since it was read"):
+            found.write(tmp_path / "out", {"a": torch.zeros(4)})
+        assert sorted(os.listdir(tmp_path)) == before
+
+
+def test_a_file_that_changes_while_it_is_read_is_refused(tmp_path, monkeypatch):
+    """A training run that writes on is noticed."""
+    torch.save({"a": torch.ones(4)}, path := tmp_path / "m.pt")
+    digest = checkpoint.files.digest
+    monkeypatch.setattr(checkpoint.files, "digest", lambda file: (path.write_bytes(b"x"), digest(file))[1])
+
+    with pytest.raises(ValueError, match="it changed while it was read"):
+        checkpoint.read(path)
+
+
+def test_a_full_disk_leaves_no_stump(tmp_path, monkeypatch):
+    """Where the mended file has no room, there is none, and an old one of that name stays."""
+    torch.save({"a": torch.ones(4)}, path := tmp_path / "m.pt")
+    (out := tmp_path / "out.pt").write_text("old")
+    found = checkpoint.read(path)
+
+    def full(number):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(os, "fsync", full)
+    with pytest.raises(OSError, match="No space left"):
+        found.write(out, {"a": torch.zeros(4)})
+
+    assert out.read_text() == "old"
+    assert sorted(os.listdir(tmp_path)) == ["m.pt", "out.pt"]
+
+
+def test_values_that_the_files_types_cannot_hold_are_refused(tmp_path):
+    """Half precision has no 1e6, a whole number no half, and a number for many places no two values."""
+    state = {"half": torch.ones(2, dtype=torch.float16), "count": torch.tensor(3), "one": torch.zeros(1).expand(4)}
+    torch.save(state, path := tmp_path / "m.pt")
+    found = checkpoint.read(path)
+
+    for key, value in {"half": torch.full((2,), 1e6), "count": torch.tensor(0.5), "one": torch.arange(4.0)}.items():
+        with pytest.raises(ValueError, match=f"{key} is "):
+            found.write(tmp_path / "out.pt", {key: value})
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_a_damaged_entry_is_refused(tmp_path):
+    """A bit that flipped in the numbers is noticed by the archive's checksum, and never gets a true one."""
+    torch.save({"a": torch.ones(4000), "b": torch.ones(4)}, path := tmp_path / "m.pt")
+    data = bytearray(path.read_bytes())
+    data[data.index(torch.ones(100).numpy().tobytes()) + 7] ^= 1
+    path.write_bytes(data)
+
+    with pytest.raises(ValueError, match="damaged: its checksum is another"):
+        checkpoint.read(path)
+
+
+def test_archives_without_checksums_are_read_and_mended(tmp_path):
+    """torch can be told to make none."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(False)
+    try:
+        torch.save({"a": torch.ones(4)}, path := tmp_path / "m.pt")
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+    checkpoint.read(path).write(out := tmp_path / "out.pt", {"a": torch.zeros(4)})
+
+    assert torch.load(out)["a"].tolist() == [0] * 4
+
+
+def test_tensors_of_small_types_are_read(tmp_path):
+    """Eight-bit floating point, unsigned and complex numbers are read from safetensors; others are named."""
+    kinds = (torch.float8_e4m3fn, torch.float8_e5m2, torch.uint16, torch.uint32, torch.uint64)
+    state = {str(kind): torch.ones(3).to(kind) for kind in kinds}
+    save_file(state, path := tmp_path / "m.safetensors")
+    found = checkpoint.read(path)
+    (other := tmp_path / "n.safetensors").write_bytes(path.read_bytes().replace(b'"U16"', b'"X16"'))
+
+    assert {key: t.dtype for key, t in found.tensors.items()} == {str(kind): kind for kind in kinds}
+    assert checkpoint.read(other).left_out == ["torch.uint16"]

@@ -11,6 +11,7 @@ from pathlib import Path
 
 import torch
 
+from evenly.lab import sources
 from evenly.lab.cells import Store
 from evenly.lab.data import Dataset, load
 from evenly.lab.experiment import Cell, Experiment
@@ -149,6 +150,7 @@ def _check_model(model: str, data: str, dataset: Dataset) -> None:
     if not isinstance(scores, torch.Tensor) or tuple(scores.shape) != wanted:
         got = tuple(scores.shape) if isinstance(scores, torch.Tensor) else type(scores).__name__
         raise ValueError(f"--model {model} must answer {data} with scores of shape {wanted}, got {got}")
+    sources.users(model)  # from here on, a file of this code that changes is noticed
 
 
 def _cells(experiment: Experiment, full: bool, data: str, model: str | None, seeds: int | None) -> list[Cell]:

@@ -31,7 +31,9 @@ class Archive:
         try:
             self._zip = zipfile.ZipFile(file)
         except zipfile.BadZipFile:
-            raise ValueError("it is a zip archive without its end: it was cut off; download or save it again") from None
+            raise ValueError(
+                "it is no whole zip archive; if it was one, it was cut off: download or save it again"
+            ) from None
         listed = self._zip.filelist
         if len(listed) > MOST_ENTRIES:
             raise ValueError(f"the archive has {len(listed):,} entries; {MOST_ENTRIES:,} are read at most.")
@@ -76,17 +78,28 @@ class Archive:
             ValueError: it unfolds to more than it says, or with the others to more than there is room for.
         """
         info = self._entry(name)
-        self.room -= info.file_size
-        if self.room < 0:
-            raise ValueError(
-                f"its compressed arrays unfold to more than {UNPACKED_TIMES} times the file and "
-                f"{UNPACKED >> 20} MiB; save them with numpy.savez."
-            )
+        self._take(info.file_size)
         with self._zip.open(info) as stream:
             data = bytearray(stream.read(info.file_size))
             if len(data) != info.file_size or stream.read(1):
                 raise ValueError(f"the entry {name!r} unfolds to another size than it says.")
         return data
+
+    def check_unpacked(self) -> None:
+        """Refuse an archive whose compressed entries unfold to too much, for whoever reads it by other means.
+
+        Raises:
+            ValueError: they do.
+        """
+        self._take(sum(info.file_size for info in self.entries.values() if info.compress_type))
+
+    def _take(self, size: int) -> None:
+        self.room -= size
+        if self.room < 0:
+            raise ValueError(
+                f"its compressed arrays unfold to more than {UNPACKED_TIMES} times the file and "
+                f"{UNPACKED >> 20} MiB; save them with numpy.savez."
+            )
 
     def _entry(self, name: str) -> zipfile.ZipInfo:
         info = self.entries.get(name)

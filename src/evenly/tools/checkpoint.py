@@ -20,6 +20,7 @@ from evenly.tools import archive, arrays, files, formats, names, safetensors, sa
 from evenly.tools.groups import Group, named_tensors
 from evenly.tools.rebuild import Budget, Storage
 
+MEMORY = "it takes more memory than there is"
 _MENDED = ("safetensors", "torch", "torch, legacy", "numpy")
 
 
@@ -39,6 +40,7 @@ class Checkpoint:
         groups: every set of named tensors in the file, this one among them, in the file's order.
         left_out: keys of tensors whose type of number torch does not have.
         digest: SHA-256 of the file that was read; empty where there were several.
+        parts: the files that an index names, which were read too.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Checkpoint:
     groups: list[Group] = field(default_factory=list)
     left_out: list[str] = field(default_factory=list)
     digest: str = ""
+    parts: list[Path] = field(default_factory=list)
 
     def write(self, out: str | Path, changes: Mapping[str, Tensor]) -> None:
         """Write the file again with some tensors replaced: whole, or not at all.
@@ -87,9 +90,10 @@ class Checkpoint:
             raise ValueError(f"{key} has shape {tuple(old.shape)}, not {tuple(value.shape)}.")
         if any(n > 1 and s == 0 for n, s in zip(old.shape, old.stride(), strict=True)):
             raise ValueError(f"{key} is one number for many places in the file, and cannot be mended there.")
-        stored = value.to(old.dtype)
+        wide = torch.complex128 if old.is_complex() else torch.float64
+        stored, value = value.to(old.dtype).to(wide), value.to(wide)
         fits = stored.isfinite().equal(value.isfinite()) and (
-            old.is_floating_point() or old.is_complex() or stored.double().equal(value.double())
+            old.is_floating_point() or old.is_complex() or stored.equal(value)
         )
         if not fits:
             raise ValueError(
@@ -146,6 +150,8 @@ def read(path: str | Path, inside: str | None = None) -> Checkpoint:
             return _chosen(found, inside)
         except RecursionError:
             reason: object = "it is nested too deeply"
+        except MemoryError:
+            reason = MEMORY
         except Exception as error:  # whatever a damaged or hostile file brings about is the file's fault
             reason = error
     raise _refusal(path, reason)
@@ -203,7 +209,10 @@ def _shards(path: Path, file: BinaryIO, size: int) -> Checkpoint | None:
     group = Group("", {key: tensor for part in read_parts for key, tensor in part.tensors.items()})
     left = [key for part in read_parts for key in part.left_out]
     form = f"{read_parts[0].form if read_parts else 'safetensors'}, sharded"
-    return Checkpoint(path, form, {}, {}, "", [], [s for p in read_parts for s in p.storages], [group], left)
+    storages = [storage for part in read_parts for storage in part.storages]
+    return Checkpoint(
+        path, form, {}, {}, "", [], storages, [group], left, parts=[part.path for part in read_parts]
+    )  # fmt: skip
 
 
 def _chosen(found: Checkpoint, inside: str | None) -> Checkpoint:

@@ -53,10 +53,10 @@ def ran(what: str, function: Callable[..., Any], *arguments: Any) -> Any:
         raise ValueError(f"{what} failed: {reason}{where}; run from the folder it is in, and mend it there.") from None
 
 
-def code_of(*places: str | None) -> list[str]:
-    """The files of the modules that ``MODULE:NAME`` name: they are read, so no output may replace them."""
-    modules = (sys.modules.get(place.partition(":")[0]) for place in places if place is not None)
-    return [file for module in modules if (file := getattr(module, "__file__", None))]
+def code() -> list[str]:
+    """The files of all modules that are loaded: they are read, so no output may replace them."""
+    found = (getattr(module, "__file__", None) for module in list(sys.modules.values()))
+    return [file for file in found if isinstance(file, str)]
 
 
 def model_at(place: str) -> nn.Module:

@@ -199,7 +199,8 @@ class Diagnosis:
 
     def _given_out(self, text: str, path: str | Path | None) -> str:
         if path is not None:
-            files.write(path, text, inputs=[] if self.checkpoint is None else [self.checkpoint.path])
+            read = [] if self.checkpoint is None else [self.checkpoint.path, *self.checkpoint.parts]
+            files.write(path, text, inputs=read)
         return text
 
 

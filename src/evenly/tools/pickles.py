@@ -5,21 +5,19 @@ callables and calls them. This is such a machine that calls nothing: a name is a
 of it is what `evenly.tools.rebuild` makes of its arguments (a tensor, a dictionary), or a `Stub` that
 remembers them. No module is imported, no class is made, no `__setstate__` run.
 
-Its cost is bounded: each step counts, and so does each item that a call is given, since a program
-may hand one long list to many calls.
+The operations themselves stand in `evenly.tools.opcodes`. The cost is bounded: each step counts, and
+so does each item that a call is given, since a program may hand one long list to many calls.
 """
 
 from __future__ import annotations
 
-import gc
 import struct
 from collections.abc import Callable
 from typing import Any, BinaryIO
 
 MOST_STEPS = 1_000_000  # a second's worth; a thousand parameters with Adam's moments take 130,000
 BYTES_A_STEP = 1024  # of a large file, which may have more steps
-_LONGEST_LINE = 4096  # bytes of a name or a number written as text
-_LONGEST_NUMBER = 256  # bytes
+LONGEST_NUMBER = 256  # bytes
 
 
 class Stub:
@@ -52,7 +50,7 @@ class DamagedError(ValueError):
 
 
 Call = Callable[[Global, tuple[Any, ...]], Any]
-_MARK = object()
+MARK = object()  # on the stack, below the items that belong together
 
 
 class Machine:
@@ -72,24 +70,9 @@ class Machine:
         self._memo: dict[int, Any] = {}
         self._globals: dict[tuple[str, str], Global] = {}
 
-    def load(self) -> Any:
-        """The object that the next pickle makes."""
+    def begin(self) -> None:
+        """A new pickle: nothing on the stack, nothing remembered."""
         self.stack, self._memo = [], {}
-        read, operations = self.file.read, OPERATIONS
-        collecting = gc.isenabled()
-        gc.disable()  # it would look again and again at a million objects that all stay
-        try:
-            while code := read(1):
-                if code == b".":
-                    return self.pop()
-                self.charge(1)
-                operations[code[0]](self)
-        except (IndexError, KeyError, TypeError, struct.error):
-            raise DamagedError("its pickle is damaged.") from None
-        finally:
-            if collecting:
-                gc.enable()
-        raise DamagedError("it ends in the middle of a pickle.")
 
     def charge(self, steps: int) -> None:
         """Count steps.
@@ -108,12 +91,12 @@ class Machine:
             raise DamagedError("it ends in the middle of a pickle.")
         return data
 
-    def line(self) -> str:
+    def line(self, coding: str = "utf-8") -> str:
         """A text up to the end of the line."""
-        text = self.file.readline(_LONGEST_LINE)
+        text = self.file.readline(self._size)
         if text[-1:] != b"\n":
             raise DamagedError("a name or number of its pickle has no end.")
-        return text[:-1].decode("utf-8")
+        return text[:-1].decode(coding)
 
     def text(self, form: str) -> str:
         """A text behind its length."""
@@ -125,21 +108,21 @@ class Machine:
 
     def integer(self, length: int) -> int:
         """A whole number of so many bytes."""
-        if not 0 <= length <= _LONGEST_NUMBER:
+        if not 0 <= length <= LONGEST_NUMBER:
             raise DamagedError(f"it has a number of {length:,} bytes.")
         return int.from_bytes(self.read(length), "little", signed=True)
 
     def pop(self) -> Any:
         """The top of the stack, which cannot be a mark."""
         top = self.stack.pop()
-        if top is _MARK:
+        if top is MARK:
             raise DamagedError("its pickle is damaged.")
         return top
 
     def marked(self) -> list[Any]:
         """What lies above the last mark."""
         stack, at = self.stack, len(self.stack) - 1
-        while stack[at] is not _MARK:
+        while stack[at] is not MARK:
             if at == 0:
                 raise DamagedError("its pickle is damaged.")
             at -= 1
@@ -149,7 +132,7 @@ class Machine:
 
     def put(self, at: int) -> None:
         """Remember the top of the stack."""
-        if self.stack[-1] is _MARK:
+        if self.stack[-1] is MARK:
             raise DamagedError("its pickle is damaged.")
         self._memo[at] = self.stack[-1]
 
@@ -222,102 +205,3 @@ def key(value: Any) -> Any:
     """
     plain = isinstance(value, (str, bytes, float, bool, type(None))) or (isinstance(value, int) and abs(value) < 2**60)
     return value if plain else object()
-
-
-def _text_number(machine: Machine) -> Any:
-    text = machine.line()
-    return {"00": False, "01": True}[text] if text in ("00", "01") else int(text.rstrip("L"))
-
-
-def _extension(machine: Machine) -> None:
-    raise DamagedError("its pickle uses what no checkpoint needs (extensions or buffers).")
-
-
-def _unknown(machine: Machine) -> None:
-    raise DamagedError("it is no pickle.")
-
-
-def _inst(m: Machine) -> None:
-    function = m.name(m.line(), m.line())
-    m.call(function, tuple(m.marked()))
-
-
-def _obj(m: Machine) -> None:
-    function, *args = m.marked()
-    m.call(function, tuple(args))
-
-
-def _reduce(m: Machine) -> None:
-    args = m.pop()
-    m.call(m.pop(), args)
-
-
-def _new_with_names(m: Machine) -> None:
-    m.pop()
-    _reduce(m)
-
-
-def _tuple(count: int) -> Callable[[Machine], None]:
-    def operation(m: Machine) -> None:
-        items = [m.pop() for _ in range(count)]
-        m.stack.append(tuple(reversed(items)))
-
-    return operation
-
-
-def _stack_global(m: Machine) -> None:
-    name = m.pop()
-    m.stack.append(m.name(m.pop(), name))
-
-
-def _setitem(m: Machine) -> None:
-    value = m.pop()
-    m.setitems([m.pop(), value])
-
-
-def _dict(m: Machine) -> None:
-    pairs = m.marked()
-    m.stack.append({})
-    m.setitems(pairs)
-
-
-def _set(m: Machine) -> None:
-    m.stack.append(set(map(key, m.marked())))
-
-
-def _drop(m: Machine) -> None:
-    m.stack.pop()
-
-
-def _push(value: Callable[[Machine], Any]) -> Callable[[Machine], None]:
-    return lambda m: m.stack.append(value(m))
-
-
-OPERATIONS: list[Callable[[Machine], Any]] = [_unknown] * 256
-for _codes, _operation in {
-    b"(": _push(lambda m: _MARK), b"0": _drop, b"1": Machine.marked, b"2": _push(lambda m: m.stack[-1]),
-    b"N": _push(lambda m: None), b"\x88": _push(lambda m: True), b"\x89": _push(lambda m: False),
-    b"F": _push(lambda m: float(m.line())), b"G": _push(lambda m: m.number(">d")),
-    b"IL": _push(_text_number), b"J": _push(lambda m: m.number("<i")), b"K": _push(lambda m: m.number("B")),
-    b"M": _push(lambda m: m.number("<H")), b"\x8a": _push(lambda m: m.integer(m.number("B"))),
-    b"\x8b": _push(lambda m: m.integer(m.number("<i"))),
-    b"S": _push(lambda m: m.line()[1:-1]), b"V": _push(lambda m: m.line()),
-    b"T": _push(lambda m: m.text("<i")), b"U": _push(lambda m: m.text("B")), b"X": _push(lambda m: m.text("<I")),
-    b"\x8c": _push(lambda m: m.text("B")), b"\x8d": _push(lambda m: m.text("<Q")),
-    b"C": _push(lambda m: m.read(m.number("B"))), b"B": _push(lambda m: m.read(m.number("<I"))),
-    b"\x8e\x96": _push(lambda m: m.read(m.number("<Q"))),
-    b"]": _push(lambda m: []), b"}": _push(lambda m: {}), b")": _push(lambda m: ()), b"\x8f": _push(lambda m: set()),
-    b"l": _push(Machine.marked), b"t": _push(lambda m: tuple(m.marked())), b"d": _dict, b"\x91": _set,
-    b"\x85": _tuple(1), b"\x86": _tuple(2), b"\x87": _tuple(3),
-    b"a": lambda m: m.append([m.pop()]), b"e": lambda m: m.append(m.marked()),
-    b"s": _setitem, b"u": lambda m: m.setitems(m.marked()), b"\x90": lambda m: m.additems(m.marked()),
-    b"c": _push(lambda m: m.name(m.line(), m.line())), b"\x93": _stack_global,
-    b"R\x81": _reduce, b"\x92": _new_with_names, b"i": _inst, b"o": _obj, b"b": Machine.build,
-    b"P": lambda m: m.persist(m.line()), b"Q": lambda m: m.persist(m.pop()),
-    b"g": lambda m: m.get(int(m.line())), b"h": lambda m: m.get(m.number("B")), b"j": lambda m: m.get(m.number("<I")),
-    b"p": lambda m: m.put(int(m.line())), b"q": lambda m: m.put(m.number("B")), b"r": lambda m: m.put(m.number("<I")),
-    b"\x94": Machine.memoize,
-    b"\x80": lambda m: m.read(1), b"\x95": lambda m: m.read(8), b"\x82\x83\x84\x97\x98": _extension,
-}.items():  # fmt: skip
-    for _code in _codes:
-        OPERATIONS[_code] = _operation

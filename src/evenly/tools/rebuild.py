@@ -20,9 +20,9 @@ NUMPY_DTYPES = {
     "<f8": torch.float64, "<f4": torch.float32, "<f2": torch.float16, "<i8": torch.int64, "<i4": torch.int32,
     "<i2": torch.int16, "|i1": torch.int8, "|u1": torch.uint8, "|b1": torch.bool, "<c8": torch.complex64,
 }  # fmt: skip
-_MOST_VIEWED = 16  # times the file's size that its tensors may have together: tied weights are in it several times
+MOST_VIEWED = 16  # times the file's size that its tensors may have together: tied weights are in it several times
 _MOST_AXES = 64
-_MOST_MODULES = 100_000
+MOST_MODULES = 100_000
 
 
 class Storage:
@@ -42,7 +42,7 @@ class Budget:
     """
 
     def __init__(self, size: int) -> None:
-        self._stored, self._viewed = size, _MOST_VIEWED * size
+        self._stored, self._viewed = size, MOST_VIEWED * size
 
     def storage(self, data: bytearray, dtype: torch.dtype, offset: int = -1) -> Storage:
         """The bytes as a storage, counted."""
@@ -182,7 +182,7 @@ def modules(stub: Any) -> Iterator[tuple[str, dict[Any, Any]]]:
     while waiting:
         prefix, module, depth = waiting.pop()
         seen += 1
-        if seen > _MOST_MODULES or depth > 100:
+        if seen > MOST_MODULES or depth > 100:
             raise DamagedError("its modules are nested without end.")
         state = attributes(module)
         yield prefix, state

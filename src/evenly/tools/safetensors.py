@@ -40,8 +40,10 @@ def read(file: BinaryIO, size: int, budget: Budget) -> tuple[dict[str, Tensor], 
     left, end = [], 0
     for key, entry in sorted(((k, _entry(k, v)) for k, v in header.items() if k != "__metadata__"), key=_at):
         kind, shape, start, stop = entry
-        if start < end or stop < start or stop > size - 8 - length:
-            raise ValueError(f"the header puts {key!r} outside of the file, or over another tensor.")
+        if stop > size - 8 - length:
+            raise ValueError("it is shorter than its header says: it was cut off; download or save it again.")
+        if start < end or stop < start:
+            raise ValueError(f"the header puts {key!r} over another tensor.")
         end, dtype = stop, _DTYPES.get(kind)
         if dtype is None:
             left.append(key)

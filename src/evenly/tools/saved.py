@@ -6,6 +6,7 @@ import io
 from typing import Any, BinaryIO
 
 from evenly.tools.archive import Archive
+from evenly.tools.opcodes import load
 from evenly.tools.pickles import DamagedError, Machine, Stub
 from evenly.tools.rebuild import Budget, Rebuild, Storage, storage_identity
 
@@ -36,7 +37,7 @@ def zipped(archive: Archive, budget: Budget) -> tuple[Any, list[Storage]]:
 
     program, _ = archive.stored(root)
     machine = Machine(io.BytesIO(program), len(program), Rebuild(budget, _Nested(budget)), storage)
-    return machine.load(), list(storages.values())
+    return load(machine), list(storages.values())
 
 
 def _entry(archive: Archive, name: str, dtype: Any) -> tuple[bytearray, Any, int]:
@@ -85,17 +86,17 @@ def _legacy(file: BinaryIO, size: int, budget: Budget, nested: Any) -> tuple[str
         return _part(storages[key], identity[5] if len(identity) > 5 else None)
 
     machine = Machine(file, size, Rebuild(budget, nested), storage)
-    first = machine.load()
+    first = load(machine)
     if first != _LEGACY_MAGIC:
         if storages:
             raise DamagedError("the bytes of its tensors are not in it.")
         return "pickle", first, []
-    machine.load()
-    information = machine.load()
+    load(machine)
+    information = load(machine)
     if not isinstance(information, dict) or information.get("little_endian") is not True:
         raise ValueError(_BIG_ENDIAN)
-    content = machine.load()
-    keys = machine.load()
+    content = load(machine)
+    keys = load(machine)
     if not isinstance(keys, list) or set(keys) != set(storages) or len(keys) != len(storages):
         raise DamagedError("its storages are others than its tensors ask for.")
     for key in keys:

@@ -13,6 +13,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from evenly.tools.archive import Archive
+
 SHIPPED = ("digits", "breast_cancer", "vowels")
 KNOWN = (*SHIPPED, "mnist5k")
 TEST_SHARE = 0.2  # where the source does not say which samples are for the test
@@ -117,13 +119,17 @@ def _read_npz(path: Path) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     if not path.is_file():
         raise ValueError(f"no file {path}; --data takes {', '.join(KNOWN)} or a FILE.npz with x and y")
     try:
-        with path.open("rb") as stream, np.load(stream, allow_pickle=False) as file:
-            arrays = {key: file[key] for key in file.files}
+        with path.open("rb") as stream:
+            Archive(stream).check_unpacked()
+            stream.seek(0)
+            with np.load(stream, allow_pickle=False) as file:
+                arrays = {key: file[key] for key in file.files if key in ("x", "y")}
+                names = list(file.files)
     except Exception as error:  # zipfile, zlib, pickle and format errors alike
         raise ValueError(f"{path} is not a readable npz file ({error}); write it with numpy.savez") from None
     missing = [key for key in ("x", "y") if key not in arrays]
     if missing:
-        has = ", ".join(arrays) or "nothing"
+        has = ", ".join(names) or "nothing"
         raise ValueError(f"{path} lacks {' and '.join(missing)} (it holds {has}); save x=samples, y=classes")
     x, y = arrays["x"], arrays["y"]
     if x.ndim < 2 or x.dtype.kind not in "fiub" or not np.isfinite(x).all():
