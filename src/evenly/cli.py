@@ -253,7 +253,7 @@ def diagnose(
 @main.command(epilog=examples("evenly demo", "evenly demo elsewhere"))
 @click.argument("folder", type=click.Path(), default="evenly-demo")
 def demo(folder: str) -> None:
-    """Write a network, spoiled in five ways, to try xray and diagnose on.
+    """Write spoiled networks, to try xray and diagnose on.
 
     FOLDER gets spoiled.py (the network and its data), good.pt and five spoiled checkpoints.
     """
