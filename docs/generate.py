@@ -340,6 +340,20 @@ PAGES: dict[str, Callable[[], str]] = {
     "docs/explain.zh-CN.md": explain_zh,
     "docs/story.md": story,
 }
+
+
+def situations() -> str:
+    """What diagnose says of each situation, and what the file it writes scores."""
+    runs = json.loads((ROOT / "docs" / "results" / "situations.json").read_text("utf-8"))
+    lines = ["| what happened | what is said | eval() | with the mended file | by |", "|---|---|---:|---:|---|"]
+    for run in runs.values():
+        said = ", ".join(f"`{rule}` ({level})" for rule, level in run["said"]) or "not seen, and so said"
+        score, after = (f"{v:.1f}" if v is not None else "" for v in (run["before"], run["after"]))
+        by = run["trial"] or ("no file: " + run["refused"].rstrip(".") if run["refused"] else "no file")
+        lines.append(f"| {run['cause']} | {said} | {score} | {after} | {by} |")
+    return "\n".join(lines)
+
+
 PARTS: dict[str, Callable[[], str]] = {
     "claims": claims,
     "bench": bench,
@@ -352,6 +366,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "sync": sync,
     "keras-fit": keras_fit,
     "lab-runs": lab_runs,
+    "situations": situations,
 }
 
 

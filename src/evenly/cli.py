@@ -6,87 +6,21 @@ its own body, never at the top of this file.
 
 from __future__ import annotations
 
-import errno
-import io
 import sys
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Literal
 
 import click
 
 import evenly
-from evenly.tools import names
-
-# What the machine says, and no bug of ours: no space, too large, read only, a broken disk.
-_MACHINE = (errno.ENOSPC, errno.EFBIG, errno.EDQUOT, errno.EROFS, errno.EIO)
-
-
-class OneLineErrors(click.Group):
-    """A group of commands that answers wrong use with one line and exit status 2."""
-
-    def main(
-        self,
-        args: Sequence[str] | None = None,
-        prog_name: str | None = None,
-        complete_var: str | None = None,
-        standalone_mode: bool = True,
-        **extra: Any,
-    ) -> Any:
-        """Run a command; leave by `sys.exit` with its status."""
-        if not standalone_mode:
-            return super().main(args, prog_name, complete_var, False, **extra)
-        for stream in (sys.stdout, sys.stderr):
-            if isinstance(stream, io.TextIOWrapper):  # a terminal without a sign shows its number
-                stream.reconfigure(errors="backslashreplace")
-        try:
-            status = super().main(args, prog_name, complete_var, False, **extra)
-        except click.ClickException as error:
-            command = error.ctx.command_path if isinstance(error, click.UsageError) and error.ctx else "evenly"
-            click.echo(f"{command}: {names.line(error.format_message())} ({command} --help says more)", err=True)
-            sys.exit(error.exit_code)
-        except OSError as error:
-            if error.errno not in _MACHINE:
-                raise
-            click.echo(f"evenly: {names.line(error)}", err=True)
-            sys.exit(2)
-        except click.Abort:
-            click.echo("interrupted", err=True)
-            sys.exit(130)
-        sys.exit(status if isinstance(status, int) else 0)
-
-
-@contextmanager
-def wrong_use() -> Iterator[None]:
-    """Turn a tool's refusal of what the user typed into one line and exit status 2.
-
-    Put only the checks inside, not the work: a `ValueError` there would be a bug of ours, and a bug
-    deserves its traceback.
-    """
-    try:
-        yield
-    except (ValueError, OSError, ImportError) as error:
-        known = isinstance(error, OSError) and error.filename is not None
-        message = f"{error.filename}: {error.strerror}" if known else str(error)  # type: ignore[union-attr]
-        raise click.UsageError(message, click.get_current_context(silent=True)) from None
-
-
-def say(text: str, *, err: bool = False) -> None:
-    """Print lines of ours; what else a terminal would obey, from a name in them, is made visible."""
-    click.echo(names.block(text), err=err)
-
-
-def _examples(*lines: str) -> str:
-    r"""An epilog of examples; ``\b`` keeps click from re-wrapping them."""
-    return "\b\nExamples:\n" + "\n".join(f"  {line}" for line in lines)
+from evenly.oneline import OneLineErrors, examples, say, wrong_use
 
 
 @click.group(
     cls=OneLineErrors,
     invoke_without_command=True,
     context_settings={"help_option_names": ["-h", "--help"]},
-    epilog=_examples(
+    epilog=examples(
         "evenly lab                  run the experiments, write the report",
         "evenly explain              one epoch by hand: 30 samples, batches of 5",
         "evenly xray FILE            what is wrong with a checkpoint's batch norms",
@@ -107,7 +41,7 @@ def main(context: click.Context, ask_version: bool) -> None:
         click.echo(context.get_help())
 
 
-@main.command(epilog=_examples("evenly explain | less", "evenly explain --html epoch.html", "evenly explain --lang zh"))
+@main.command(epilog=examples("evenly explain | less", "evenly explain --html epoch.html", "evenly explain --lang zh"))
 @click.option("--html", type=click.Path(dir_okay=False), help="Write a page instead.")
 @click.option("--lang", type=click.Choice(["en", "zh"]), default="en", show_default=True, help="English or Chinese.")
 def explain(html: str | None, lang: Literal["en", "zh"]) -> None:
@@ -135,7 +69,7 @@ def _experiments(context: click.Context, parameter: click.Parameter, word: str) 
     return [name for name in starting_with(word) if name not in (context.params.get("experiments") or ())]
 
 
-@main.command(epilog=_examples("evenly info", "evenly info --json"))
+@main.command(epilog=examples("evenly info", "evenly info --json"))
 @click.option("--json", "as_json", is_flag=True, help="Print one JSON object instead of a table.")
 def info(as_json: bool) -> None:
     """Say what is installed, built and used."""
@@ -150,7 +84,7 @@ def info(as_json: bool) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly lab                              the lesson, statement by statement",
         "evenly lab --list                       what there is",
         "evenly lab learning_rate depth --seeds 3",
@@ -194,7 +128,7 @@ def lab(
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly bench --quick",
         "evenly bench --shapes resnet50 --json resnet50.json --picture resnet50.svg",
         "evenly bench --shapes cifar --peers torch,compile,keras --layout last",
@@ -230,27 +164,38 @@ def bench(
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly xray model.safetensors",
         "evenly xray lightning.ckpt --html card.html",
         "evenly xray last.pt --strict          in CI: status 1 after a warning, too",
     )
 )
-@click.argument("file", type=click.Path())
+@click.argument("sources", nargs=-1, required=True, metavar="FILE ...")
 @click.option("--inside", metavar="SET", help="Look at this set of the file alone.")
 @click.option("--html", type=click.Path(), help="Write a page.")
 @click.option("--json", "json_file", type=click.Path(), help="Write the findings; - is standard output.")
 @click.option("--strict", is_flag=True, help="Exit status 1 after a warning, and where no norm was looked at.")
-def xray(file: str, inside: str | None, html: str | None, json_file: str | None, strict: bool) -> int:
+def xray(sources: tuple[str, ...], inside: str | None, html: str | None, json_file: str | None, strict: bool) -> int:
     """Examine the batch norms of a checkpoint.
 
     No code of yours is run, and no data is needed. Reads safetensors and files of torch.save:
-    state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Exit
-    status 1 after an error.
+    state_dict, Lightning, timm, whole models. Tensors only: nothing in the file is executed. Several
+    files, folders, or addresses of safetensors files give one table. Exit status 1 after an error.
     """
     from evenly.tools import command, files
     from evenly.tools.xray import xray as look
 
+    if command.are_many(sources):
+        from evenly.tools.survey import survey
+
+        with wrong_use():
+            files.check_outputs(command.outputs(html, json_file), command.on_disk(sources))
+            found = survey(sources)
+            command.write(found, html, json_file)
+        if json_file != "-":
+            say(found.table())
+        return found.exit_status(strict=strict)
+    (file,) = sources
     with wrong_use():
         files.check_outputs(command.outputs(html, json_file), [file])
         diagnosis = look(file, inside=inside)
@@ -262,7 +207,7 @@ def xray(file: str, inside: str | None, html: str | None, json_file: str | None,
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly diagnose train:model --data train:loader",
         "evenly diagnose train:build --data train:data --weights a.pt --fix b.pt",
         "evenly diagnose train:build --data train:data --weights a.pt --html a.html",
@@ -304,7 +249,7 @@ def diagnose(
         subject, batches = command.model_at(model), command.batches_at(data)
         judge, call = (None if place is None else command.named(place) for place in (loss, forward))
         loaded = None if weights is None else fit.load(subject, checkpoint.read(weights), inside)
-        files.check_outputs(outputs, command.code_of(model, data, loss, forward))
+        files.check_outputs(outputs, command.code())
     with wrong_use():
         diagnosis = examine(
             subject, batches, forward=call, loss=judge, limit=limit, say=lambda line: say(line, err=True)
@@ -322,10 +267,10 @@ def diagnose(
     return diagnosis.exit_status(strict=strict)
 
 
-@main.command(epilog=_examples("evenly demo", "evenly demo elsewhere"))
+@main.command(epilog=examples("evenly demo", "evenly demo elsewhere"))
 @click.argument("folder", type=click.Path(), default="evenly-demo")
 def demo(folder: str) -> None:
-    """Write a network, spoiled in five ways, to try xray and diagnose on.
+    """Write spoiled networks, to try xray and diagnose on.
 
     FOLDER gets spoiled.py (the network and its data), good.pt and five spoiled checkpoints.
     """
@@ -339,7 +284,7 @@ def demo(folder: str) -> None:
 
 
 @main.command(
-    epilog=_examples(
+    epilog=examples(
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.onnx",
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.pt2 --json a.json",
         "evenly fold --check theirs.onnx a.pt nets:build    is it what I trained?",

@@ -121,7 +121,7 @@ def test_a_planted_breach_is_found(clause):
 
     verdicts = check_model(model, X)
 
-    assert verdicts[clause].holds is False, str(verdicts)
+    assert verdicts[clause].passed is False, str(verdicts)
     assert verdicts[clause].layers == layers
     assert verdicts[clause].difference > 0
     with pytest.raises(BrokenError, match=clause):
@@ -136,7 +136,7 @@ def test_padding_that_leaks_is_found():
 
     verdict = check_model(_conv(), x, lengths=lengths)["padded"]
 
-    assert verdict.holds is False
+    assert verdict.passed is False
     assert verdict.layers[0] in ("0", "1")
     assert verdict.difference > 0.01
 
@@ -145,7 +145,7 @@ def test_what_does_not_mix_places_is_padded_well():
     """Norms over channels and pointwise layers give a padded sample what it has alone."""
     model = nn.Sequential(nn.Linear(4, 8), nn.LayerNorm(8), nn.ReLU(), nn.Linear(8, 2))
 
-    assert check_model(model, torch.randn(3, 6, 4), lengths=[6, 2, 4], axis=1).raise_if_broken()["padded"].holds
+    assert check_model(model, torch.randn(3, 6, 4), lengths=[6, 2, 4], axis=1).raise_if_broken()["padded"].passed
 
 
 @pytest.mark.parametrize("name", nets.MAKERS)
@@ -163,14 +163,14 @@ def test_healthy_models_pass(name, make):
 
     assert verdicts.broken == (), str(verdicts)
     assert all(torch.equal(v, before[k]) for k, v in model.state_dict().items())
-    assert (verdicts["frozen"].holds is True) == (make == "frozen")
+    assert (verdicts["frozen"].passed is True) == (make == "frozen")
 
 
 def test_evenly_cures_what_checkpointing_breaks():
     """A recomputation counts once with evenly's layers."""
     model = evenly.convert(_net(_Checkpointed()).train())
 
-    assert check_model(model, X)["counted once"].holds is True
+    assert check_model(model, X)["counted once"].passed is True
 
 
 def test_lengths_that_do_not_fit_are_refused():

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 from torch import nn
 
 from evenly.tools.diagnosis import Diagnosis
+from evenly.tools.survey import Survey
 
 _NOT_USERS = (str(Path(__file__).parents[1]), "<frozen", os.path.dirname(os.__file__) + os.sep + "importlib")
 
@@ -78,7 +79,7 @@ def batches_at(place: str) -> Iterable[Any]:
     return found
 
 
-def write(diagnosis: Diagnosis, html: str | None, json: str | None) -> None:
+def write(diagnosis: Diagnosis | Survey, html: str | None, json: str | None) -> None:
     """The page and the JSON file, where they are asked for; ``-`` is standard output."""
     if json == "-":
         sys.stdout.write(diagnosis.to_json())
@@ -101,3 +102,13 @@ def mended(diagnosis: Diagnosis, path: str, *, force: bool) -> str:
         return f"{path} is not written: {diagnosis.refused} (--force writes it all the same)"
     trial = diagnosis.fix(path, force=force)
     return f"{trial.name}: {diagnosis.mended}"
+
+
+def are_many(sources: Sequence[str]) -> bool:
+    """Whether a table is wanted: several files, a folder, or an address."""
+    return len(sources) > 1 or "://" in sources[0] or Path(sources[0]).is_dir()
+
+
+def on_disk(sources: Iterable[str]) -> list[str]:
+    """Those of the sources that are files here."""
+    return [source for source in sources if Path(source).is_file()]

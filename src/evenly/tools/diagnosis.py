@@ -46,7 +46,7 @@ class Mended:
         return text + "".join(f"\n  group {number}: {group}" for number, group in enumerate(self.groups, 1))
 
 
-@dataclass
+@dataclass(repr=False)
 class Diagnosis:
     """What was examined, found and tried, and the file mended by the best trial.
 
@@ -146,6 +146,7 @@ class Diagnosis:
             for t in self.trials
         ]  # fmt: skip
         values = {
+            "schema": 2,
             "source": self.source,
             "command": self.command,
             "worst": self.worst,
@@ -198,7 +199,8 @@ class Diagnosis:
 
     def _given_out(self, text: str, path: str | Path | None) -> str:
         if path is not None:
-            files.write(path, text, inputs=[] if self.checkpoint is None else [self.checkpoint.path])
+            read = [] if self.checkpoint is None else [self.checkpoint.path, *self.checkpoint.parts]
+            files.write(path, text, inputs=read)
         return text
 
 

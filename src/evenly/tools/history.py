@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import math
 from dataclasses import dataclass, field
 from importlib import import_module
 from pathlib import Path
@@ -9,7 +11,7 @@ from typing import Any
 
 from evenly.tools import files
 from evenly.tools.names import visible
-from evenly.tools.report import extra, page, svg
+from evenly.tools.report import extra, page, spoken, svg
 
 QUANTILES = (0.05, 0.15, 0.5, 0.85, 0.95)
 _NAMES = tuple(f"q{round(100 * q):02d}" for q in QUANTILES)
@@ -51,7 +53,7 @@ class Record:
         )
 
 
-@dataclass
+@dataclass(repr=False)
 class History:
     """Everything watched so far.
 
@@ -86,8 +88,35 @@ class History:
                 bucket_counts=list(r.counts), global_step=r.step,
             )  # fmt: skip
 
-    def to_html(self, path: str | Path) -> None:
-        """Write one self-contained page: quantiles over steps and the last histogram, by layer.
+    def __repr__(self) -> str:
+        """A few lines: how much was seen, and the layers that moved most."""
+        steps = sorted({r.step for r in self.records})
+        if not steps:
+            return "<History of nothing>"
+        last = [r for r in self.records if r.step == steps[-1] and r.side == "input"]
+        moved = sorted(last, key=lambda r: -r.drift)[:3]
+        norms = len({r.layer for r in self.records})
+        lines = [f"<History of {norms} norms, {len(steps)} looks, steps {steps[0]} to {steps[-1]}"]
+        lines += [f"  {r.layer or '(model)'}: input {r.mean:.3g} ± {r.std:.3g}, drift {r.drift:.2f}" for r in moved]
+        return "\n".join(lines) + ">"
+
+    def _repr_html_(self) -> str | None:
+        """The page, in a notebook; text where the ``report`` extra is missing, or nothing was recorded."""
+        try:
+            return self.to_html()
+        except (ImportError, ValueError):
+            return None
+
+    def to_json(self, path: str | Path | None = None) -> str:
+        """The records as JSON text, and written to ``path`` where one is given; what is not finite is null."""
+        rows = [
+            {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in record.row().items()}
+            for record in self.records
+        ]
+        return _given_out(json.dumps(rows, indent=1, allow_nan=False) + "\n", path)
+
+    def to_html(self, path: str | Path | None = None) -> str:
+        """One self-contained page as text, and written to ``path`` where one is given.
 
         Raises:
             ImportError: the ``report`` extra is missing.
@@ -100,15 +129,21 @@ class History:
         places = list(dict.fromkeys((r.layer, r.side) for r in self.records))
         rows = [self._of(*place) for place in places]
         layers = [
-            {"name": layer or "(model)", "side": side, "last": records[-1], "bands": svg(_bands(records)),
+            {"name": spoken(layer), "side": side, "last": records[-1], "bands": svg(_bands(records)),
              "histogram": svg(_histogram(records[-1]))}
             for (layer, side), records in zip(places, rows, strict=True)
         ]  # fmt: skip
         steps = sorted({r.step for r in self.records})
-        files.write(path, page("history.html", layers=layers, steps=steps, version=__version__))
+        return _given_out(page("history.html", layers=layers, steps=steps, version=__version__), path)
 
     def _of(self, layer: str, side: str) -> list[Record]:
         return [r for r in self.records if (r.layer, r.side) == (layer, side)]
+
+
+def _given_out(text: str, path: str | Path | None) -> str:
+    if path is not None:
+        files.write(path, text)
+    return text
 
 
 _BLUE, _INK = "#0072b2", "#1b1f24"

@@ -60,7 +60,7 @@ class Mender:
         for key, value in self.subject.model.state_dict().items():
             if not _same(value.detach().cpu(), self.state[key]):
                 raise ValueError(f"the model changed since it was diagnosed ({key}); diagnose it again.")
-        pool = population(self.subject, self.source.whole(), until=0.005 if self.endless else None)
+        pool = population(self.subject, self.source.whole(), until=1e-3 if self.endless else None)
         changes = self._changes(diagnosis, trial, pool)
         beside = path.with_name(f".{path.name}.part")
         try:

@@ -24,20 +24,20 @@ class Verdict:
 
     Args:
         name: of the clause.
-        holds: whether it does; None where it could not be tried.
+        passed: whether it holds; None where it could not be tried.
         said: what was measured, or why it was not tried.
         difference: the measured difference, in standard deviations of the output or in numbers.
         layers: those that break it.
     """
 
     name: str
-    holds: bool | None
+    passed: bool | None
     said: str
     difference: float = 0.0
     layers: tuple[str, ...] = ()
 
     def __str__(self) -> str:
-        mark = {True: "holds", False: "BROKEN", None: "not tried"}[self.holds]
+        mark = {True: "holds", False: "BROKEN", None: "not tried"}[self.passed]
         return line(f"{mark:<9}  {self.name}: {self.said}")
 
 

@@ -68,8 +68,8 @@ def recalibrate(
             mapping of keywords.
         forward: ``forward(model, batch)`` for batches that need another call.
         limit: at most so many batches.
-        until: stop by itself at the first doubling of the data that moved no layer's statistics by
-            more than this many standard deviations (median over channels), such as 0.01.
+        until: stop by itself when three batches in turn move no layer's statistics by more than this
+            many standard deviations (median over channels), such as 1e-3.
         process_group: processes to share with; None: all, where torch.distributed runs. Every
             one of them must call.
         say: takes lines of text, such as ``print``: progress, and how far each layer moved.
@@ -154,9 +154,9 @@ def population(
             yield batch
             if say is not None:
                 say(f"measured batch {number}" + (f" of {limit}" if limit else ""))
-            if still(subject, pool, number):
+            if still(subject, pool):
                 if say is not None:
-                    say(f"stopped after {number} batches: the second half moved no layer by more than {until:g} std")
+                    say(f"stopped after {number} batches: the last three moved no layer by more than {until:g} std")
                 return
 
     subject.measure(each(), pool)
@@ -175,26 +175,23 @@ def nothing_to_measure(subject: Subject) -> str:
 
 
 class _Standstill:
-    """Whether the last doubling of the data moved nothing."""
+    """Whether the last three batches moved no layer's statistics by more than ``until``."""
 
     def __init__(self, until: float | None) -> None:
-        self._until, self._at = until, 4
+        self._until, self._still = until, 0
         self._before: dict[str, Moments] = {}
 
-    def __call__(self, subject: Subject, pool: Pool, number: int) -> bool:
+    def __call__(self, subject: Subject, pool: Pool) -> bool:
         if self._until is None:
-            return False
-        if number == self._at // 2:
-            self._before = dict(pool.moments)
-        if number < self._at:
             return False
         moved = [
             float(apart(b.mean, b.var, m.mean, m.var, subject.sites[name].eps).median())
             for name, m in pool.moments.items()
             if (b := self._before.get(name)) is not None
         ]
-        self._at, self._before = 2 * self._at, dict(pool.moments)
-        return len(moved) == len(pool.moments) and max(moved, default=1.0) <= self._until
+        calm = bool(moved) and len(moved) == len(pool.moments) and max(moved) <= self._until
+        self._still, self._before = self._still + 1 if calm else 0, dict(pool.moments)
+        return self._still >= 3
 
 
 def _moved(pool: Pool, device: str) -> Pool:

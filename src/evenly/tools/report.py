@@ -27,13 +27,20 @@ def card(diagnosis: Diagnosis) -> str:
     return page(
         "card.html",
         d=diagnosis,
-        summary=", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n) or "healthy",
-        listed=listed,
+        summary=", ".join(f"{n} {level}{'s' * (n != 1)}" for level, n in counts.items() if n)
+        or ("nothing found" if diagnosis.looked else "no norm that I know was looked at"),
+        spoken=spoken,
+        listed=lambda layers, most: listed([spoken(layer) for layer in layers], most),
         channels=svg(_channels(diagnosis.channels)) if diagnosis.channels else "",
         layers=svg(_distances(diagnosis.layers) if measured else _ranges(diagnosis.layers)) if diagnosis.layers else "",
         measured=measured,
         version=__version__,
     )
+
+
+def spoken(layer: str) -> str:
+    """A layer's name as a reader takes it: a number alone is no name."""
+    return f"layer {layer}" if layer.isdecimal() else layer or "(model)"
 
 
 def page(template: str, **values: Any) -> str:

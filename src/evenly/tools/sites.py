@@ -124,11 +124,13 @@ def _hidden(name: str, value: Any, depth: int = 0) -> Iterator[tuple[str, nn.Mod
 def sites(model: nn.Module) -> dict[str, Site]:
     """The batch norms of a model that hold running statistics, by name, in the order of registration."""
     names = {id(t): key for key, t in model.state_dict(keep_vars=True).items() if isinstance(t, Tensor)}
-    found = {}
+    found: dict[str, Site] = {}
+    seen: set[int] = set()  # a traced program keeps the module it was traced from
     for name, module, registered in modules(model):
         held = _held(module)
-        if held is not None and not isinstance(module, _InstanceNorm):
+        if held is not None and not isinstance(module, _InstanceNorm) and id(held[0]) not in seen:
             mean, var, counter = held
+            seen.add(id(mean))
             keys = (names.get(id(mean)), names.get(id(var)), names.get(id(counter)))
             found[name] = Site(name, mean, var, counter, module, keys, _eps(module), registered)
     return found
