@@ -34,7 +34,7 @@ inline void add_step(const A* some, A* sum) {
 // it would round all that follow to its own last bit, and all the same way.
 template <class T, class A>
 EVENLY_LOOP void sum_about(const T* x, i64 n, A shift, Ahead ahead, double& s1, double& s2) {
-    constexpr i64 chain = kChain * kStep<A>;
+    constexpr i64 chain = kChain * kStep<A> * (by_pairs<T> ? 2 : 1);
     alignas(kLine) A all1[2 * kStep<A>] = {}, all2[2 * kStep<A>] = {};
     for (i64 first = 0; first < n; first += chain) {
         alignas(kLine) A a1[2 * kStep<A>] = {}, a2[2 * kStep<A>] = {};

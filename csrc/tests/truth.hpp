@@ -191,6 +191,9 @@ struct Truth {
             const double most = doubtful ? given.dy[k] : g[k];  // where the slope may be either
             sum_g[s].add(weight * g[k]), sum_gx[s].add(weight * g[k] * hat);
             dbias[c].add(g[k]), dweight[c].add(g[k] * hat);
+            // The mean is rounded too, which xhat multiplies by rstd.
+            sum_gx[s].size += std::fabs(weight * g[k]) * rstd[s],
+                dweight[c].size += std::fabs(g[k]) * rstd[s];
             if (!doubtful) continue;
             sum_g[s].size += 1e9 * std::fabs(weight * most),
                 sum_gx[s].size += 1e9 * std::fabs(weight * most * hat);

@@ -140,7 +140,7 @@ LAYOUTS = {
 @pytest.mark.parametrize("threads", [1, 2])
 @pytest.mark.parametrize("layout", LAYOUTS)
 def test_no_placement_of_outliers_spoils_the_variance(layout: str, threads: int, dtype: torch.dtype) -> None:
-    """The variance of hostile channels is off by at most 4 times what torch's is, or 4 roundings of float32."""
+    """The variance of hostile channels is off by at most 4 times what torch's is, or 8 roundings of float32."""
     shape = LAYOUTS[layout]
     channel = len(shape) - 1 if layout == "columns" else 1
     channels, generator = shape[channel], torch.Generator().manual_seed(0)
@@ -156,7 +156,7 @@ def test_no_placement_of_outliers_spoils_the_variance(layout: str, threads: int,
         plain = x.float().movedim(channel, 1).contiguous()
         torch_functional.batch_norm(plain, torch.zeros(channels), peer, training=True, momentum=1.0)
 
-        allowed = 4 * ((peer - exact) / exact).abs().clamp_min(torch.finfo(torch.float32).eps)
+        allowed = 4 * ((peer - exact) / exact).abs().clamp_min(2 * torch.finfo(torch.float32).eps)
         off = ((found - exact) / exact).abs()
         assert (off <= allowed).all(), (name, off, allowed)
 
@@ -164,7 +164,7 @@ def test_no_placement_of_outliers_spoils_the_variance(layout: str, threads: int,
 @pytest.mark.parametrize("over", ["rows", "channels"])
 @pytest.mark.parametrize("count", [48, 1000, 4096])
 def test_no_placement_of_outliers_spoils_a_row(over: str, count: int) -> None:
-    """Layer norm of hostile rows, and over hostile channels, errs at most 4 times as far as torch's."""
+    """Layer norm of hostile rows, and over hostile channels, errs at most 4 times as far as torch's, or 8 roundings."""
     generator = torch.Generator().manual_seed(1)
     rows = [row for _, row in hostile(count, generator)]
     x = torch.stack(rows)
@@ -176,7 +176,7 @@ def test_no_placement_of_outliers_spoils_a_row(over: str, count: int) -> None:
         y = functional.layer_norm(x.t()[None], [count], channel=1)[0].t()
 
     off, allowed = (y.double() - exact).abs().amax(1), 4 * (peer - exact).abs().amax(1)
-    assert (off <= allowed.clamp_min(4 * torch.finfo(torch.float32).eps * exact.abs().amax(1))).all(), (off, allowed)
+    assert (off <= allowed.clamp_min(8 * torch.finfo(torch.float32).eps * exact.abs().amax(1))).all(), (off, allowed)
 
 
 @pytest.mark.parametrize("shape", [(3, 37, 10, 13), (2, 300, 49), (1, 8, 3000), (70, 5, 1)])
