@@ -47,7 +47,7 @@ class Kept(NamedTuple):
 
     mean: Tensor
     rstd: Tensor
-    count: int | Tensor
+    count: int | Tensor  # type: ignore[assignment]  # the field's word, which tuples have, too
     slope: Tensor | None = None
     measured: bool = True
     m2: Tensor | None = None

@@ -10,6 +10,7 @@ from torch import Tensor
 from evenly import functional
 from evenly.backends import use_backend
 from evenly.bench.shapes import Case
+from evenly.core.activation import ActivationName
 
 EPS = 1e-5
 # Largest error allowed, as a share of the largest value. Sums over 400,000 numbers of float32 lose
@@ -129,7 +130,11 @@ class Judge:
         return Outcome(y.detach(), *found)  # type: ignore[arg-type]
 
     def _forward(
-        self, x: Tensor, residual: Tensor | None, affine: tuple[Tensor | None, Tensor | None], activation: str | None
+        self,
+        x: Tensor,
+        residual: Tensor | None,
+        affine: tuple[Tensor | None, Tensor | None],
+        activation: ActivationName | None,
     ) -> Tensor:
         x = x.double()
         residual = None if residual is None else residual.double()

@@ -38,6 +38,19 @@ KINDS: dict[ActivationName | None, Kind] = {
 }
 
 
+def activation_name(name: str | None) -> ActivationName | None:
+    """``name``, if it is one of ours.
+
+    Raises:
+        ValueError: it is not.
+    """
+    for known in KINDS:
+        if known == name:
+            return known
+    listed = ", ".join(f'"{k}"' for k in KINDS if k)
+    raise ValueError(f"unknown activation {name!r}; known are None, {listed}.")
+
+
 @dataclass(frozen=True)
 class Activation:
     """An activation and its parameter, checked.
@@ -60,10 +73,7 @@ class Activation:
     @classmethod
     def of(cls, name: str | None, args: tuple[float, ...] = ()) -> Activation:
         """The activation called ``name`` with ``args``, missing ones at torch's defaults."""
-        known = next((k for k in KINDS if k == name), "unknown")
-        if known == "unknown":
-            listed = ", ".join(f'"{k}"' for k in KINDS if k)
-            raise ValueError(f"unknown activation {name!r}; known are None, {listed}.")
+        known = activation_name(name)
         parameters = KINDS[known].parameters
         args = tuple(args)
         if len(args) > len(parameters):

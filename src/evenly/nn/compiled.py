@@ -20,7 +20,7 @@ from evenly.backends.kernel import Kernel
 from evenly.backends.memory import in_order
 from evenly.backends.records import Given, Kept, Tensors, Wanted
 from evenly.backends.running import Running
-from evenly.core.activation import Activation
+from evenly.core.activation import Activation, activation_name
 from evenly.core.moments import Moments
 from evenly.core.norm import Norm
 from evenly.core.partition import Partition
@@ -110,7 +110,9 @@ def _bits(x: Tensor, tensors: Tensors, kept: Kept, norm: Norm, order: Sequence[i
 def _norm_of(
     partition: Sequence[int], eps: float, activation: str, argument: float, centered: bool, zero_masked: bool
 ) -> Norm:
-    return Norm(Partition(*partition), eps, Activation(activation or None, argument), centered, zero_masked)
+    return Norm(
+        Partition(*partition), eps, Activation(activation_name(activation or None), argument), centered, zero_masked
+    )
 
 
 def _kernel(norm: Norm, x: Tensor, order: Sequence[int]) -> Kernel:
@@ -138,7 +140,11 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape = (partition[0], partition[2]) if mean is None else (0,)
     dtype = reference.statistics_dtype(x.dtype)
-    bits = -(-x.numel() // 8) if _keeps_bits(residual, Activation(activation or None, argument), keep) else 0
+    bits = (
+        -(-x.numel() // 8)
+        if _keeps_bits(residual, Activation(activation_name(activation or None), argument), keep)
+        else 0
+    )
     statistics = [x.new_empty(shape, dtype=dtype) for _ in range(3)]
     return torch.empty_like(x), statistics[0], statistics[1], statistics[2], x.new_empty(bits, dtype=torch.uint8)
 

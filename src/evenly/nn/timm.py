@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evenly.core.activation import KINDS
+from evenly.core.activation import KINDS, activation_name
 from evenly.nn.batchnorm import BatchNorm2d
 
 # timm passes classes, its own among them, or names.
@@ -65,7 +65,7 @@ def timm_norm_act(
     name, args = _fused(act_layer, act_kwargs) if apply_act else (None, ())
     return BatchNorm2d(
         num_features, eps, momentum, affine, track_running_stats, device, dtype,
-        activation=name, activation_args=args, **extras,
+        activation=activation_name(name), activation_args=args, **extras,
     )  # fmt: skip
 
 

@@ -122,7 +122,9 @@ def activation_of(node: fx.Node, block: nn.Module) -> Activation | None:
     if parameter is None:
         # relu(x), relu(x, True); gelu's approximation is another function.
         return (
-            Activation(name) if options in ({}, {"approximate": "none"}) and set(arguments) <= {True, False} else None
+            Activation.of(name)
+            if options in ({}, {"approximate": "none"}) and set(arguments) <= {True, False}
+            else None
         )
     if set(options) - {parameter} or len(arguments) > 1:
         return None

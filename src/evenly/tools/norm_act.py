@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from evenly.core.activation import IDENTITY
 from evenly.nn.batchnorm import BatchNorm2d
-from evenly.nn.traced import leaf, traced
+from evenly.nn.layer import leaf, traced
 from evenly.tools.follow import all_are_heard, stands_for
 
 _HOME = "timm.layers.norm_act"

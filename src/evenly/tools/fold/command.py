@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from evenly.tools import checkpoint, command
+from evenly.tools import checkpoint, command, files, fit
 from evenly.tools.fold import certificate
 from evenly.tools.fold.folding import fold
 from evenly.tools.fold.running import Runner, runner
@@ -49,7 +49,6 @@ def prepare(model: str, weights: str | None, inputs: Sequence[str], out: str, fo
         raise ValueError(f"--out {out}: write to a file that ends in {', '.join(FORMATS)}.")
     if not inputs:
         raise ValueError("fold needs the model's input: --inputs 1,3,224,224, once for each input.")
-    command.refuse_overwriting(out, weights)
     if Path(out).exists() and not force:
         raise ValueError(f"{out} exists; name another file, or say --force.")
     needs = {".onnx": "onnxscript", ".safetensors": "safetensors"}.get(Path(out).suffix)
@@ -58,7 +57,7 @@ def prepare(model: str, weights: str | None, inputs: Sequence[str], out: str, fo
     sizes = shapes(inputs)
     subject = command.model_at(model)
     if weights is not None:
-        command.load(subject, checkpoint.read(weights))
+        fit.load(subject, checkpoint.read(weights))
     return subject.eval(), example_of(sizes, subject)
 
 
@@ -68,13 +67,7 @@ def check_outputs(weights: str | None, *outputs: str | None) -> None:
     Raises:
         ValueError: which, and why.
     """
-    named = [Path(o) for o in outputs if o is not None]
-    if len({o.resolve() for o in named}) < len(named):
-        raise ValueError("--out, --json and --html must be different files.")
-    for path in named:
-        command.refuse_overwriting(str(path), weights)
-        if not path.parent.is_dir():
-            raise ValueError(f"{path}: there is no folder {path.parent}.")
+    files.check_outputs(dict(zip(("--out", "--json", "--html"), outputs, strict=True)), [weights])
 
 
 def write_certificate(folded: nn.Module, json_file: str | None, html: str | None) -> None:

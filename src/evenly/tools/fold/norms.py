@@ -105,7 +105,7 @@ def scale_and_shift(
 
 def _activation(module: Any) -> nn.Module | None:
     """evenly's fused activation as torch's layer."""
-    chosen = module._activation()
+    chosen = module._settings().activation
     layers: dict[str, Any] = {
         "relu": nn.ReLU, "relu6": nn.ReLU6, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "silu": nn.SiLU, "gelu": nn.GELU,
     }  # fmt: skip

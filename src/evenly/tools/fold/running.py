@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evenly.tools import checkpoint, command
+from evenly.tools import checkpoint, command, fit
 from evenly.tools.fold.trace import tensors
 
 
@@ -72,7 +72,7 @@ def runner(file: str, model: str | None) -> Runner:
     one, wide = (command.model_at(model).eval() for _ in range(2))
     found = checkpoint.read(file)
     for subject in (one, wide):
-        command.load(subject, found)
+        fit.load(subject, found)
     if wide is one:
         import copy
 
