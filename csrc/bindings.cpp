@@ -8,7 +8,6 @@
 #include <unistd.h>
 
 #include <cmath>
-#include <memory>
 #include <string>
 #include <vector>
 
@@ -26,17 +25,8 @@ T* at(Address address) {
     return reinterpret_cast<T*>(address);
 }
 
-// Memory of the calling thread for what the two halves of a call pass on and nobody else asks for;
-// the kernels' own scratch is in use meanwhile. Room for any type of statistics.
-Address between(i64 numbers) {
-    thread_local std::unique_ptr<double[]> memory;
-    thread_local i64 size = 0;
-    if (size < numbers) {
-        memory.reset(new double[numbers]);
-        size = numbers;
-    }
-    return reinterpret_cast<Address>(memory.get());
-}
+// Numbers that the two halves of a call pass on, in any type of statistics.
+Address between(i64 numbers) { return reinterpret_cast<Address>(evenly::between(8 * numbers)); }
 
 #if PY_VERSION_HEX < 0x030D0000
 bool finalizing() { return _Py_IsFinalizing(); }
@@ -216,9 +206,8 @@ struct Norm {
 
 std::vector<std::string> isas() {
     const evenly::Steps* all;
-    const int count = evenly::available(&all);
-    std::vector<std::string> names;
-    for (int i = 0; i < count; ++i) names.emplace_back(all[i].isa);
+    std::vector<std::string> names(evenly::available(&all));
+    for (std::size_t i = 0; i < names.size(); ++i) names[i] = all[i].isa;
     return names;
 }
 
@@ -273,13 +262,8 @@ void bind_norm(nb::module_& m) {
                bool centered, bool zero_masked) {
                 if (partition.size() != 6) throw nb::value_error("a partition has six sizes");
                 const auto& s = partition;
-                new (n) Norm{{s[0], s[1], s[2], s[3], s[4], s[5]},
-                             dtype,
-                             activation,
-                             argument,
-                             eps,
-                             centered,
-                             zero_masked};
+                const evenly::Partition p{s[0], s[1], s[2], s[3], s[4], s[5]};
+                new (n) Norm{p, dtype, activation, argument, eps, centered, zero_masked};
             },
             nb::kw_only(), "partition"_a, "dtype"_a, "activation"_a, "argument"_a, "eps"_a, "centered"_a,
             "zero_masked"_a)

@@ -109,6 +109,9 @@ const Caches& caches();
 // Memory for one call, kept by the calling thread; valid until its next call.
 char* scratch(i64 bytes);
 
+// Memory for what the two halves of a call pass on, while the scratch is in use; kept by the calling thread.
+char* between(i64 bytes);
+
 // After fork the OpenMP team is gone, and waiting for it would never end.
 void note_fork();
 

@@ -59,8 +59,9 @@ const Caches& caches() {
     return found;
 }
 
-char* scratch(i64 bytes) {
-    thread_local Scratch mine;
+namespace {
+
+char* grown(Scratch& mine, i64 bytes) {
     if (mine.size < bytes) {
         std::free(mine.memory);
         const i64 size = (bytes * 5 / 4 + 4095) / 4096 * 4096;
@@ -69,6 +70,18 @@ char* scratch(i64 bytes) {
         if (mine.memory == nullptr) throw std::bad_alloc();
     }
     return mine.memory;
+}
+
+}  // namespace
+
+char* scratch(i64 bytes) {
+    thread_local Scratch mine;
+    return grown(mine, bytes);
+}
+
+char* between(i64 bytes) {
+    thread_local Scratch mine;
+    return grown(mine, bytes);
 }
 
 void note_fork() { forked.store(true, std::memory_order_relaxed); }

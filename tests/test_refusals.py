@@ -32,7 +32,7 @@ MODULES = {
 OF_FILES = ("no.pt", "folder", "empty.pt", "broken.json", "text.pt", "number.pt")
 DIAGNOSE = ["diagnose", "good:model", "--data", "good:data"]
 TABLE = {
-    **{f"xray {name}": ["xray", name] for name in OF_FILES},
+    **{f"xray {name}": ["xray", name] for name in OF_FILES if name != "folder"},  # a folder is surveyed
     **{f"diagnose --weights {name}": [*DIAGNOSE, "--weights", name] for name in OF_FILES},
     "xray --json onto the file": ["xray", "good.pt", "--json", "good.pt"],
     "xray --html onto the file by a link": ["xray", "good.pt", "--html", "link.pt"],

@@ -286,7 +286,7 @@ def demo(folder: str) -> None:
 @main.command(
     epilog=examples(
         "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.onnx",
-        "evenly fold nets:build --weights a.pt --inputs 1,3,224,224 --out a.pt2 --json a.json",
+        "evenly fold nets:build --weights a.pt --inputs 1,3,8,8 --out a.pt2 --prune",
         "evenly fold --check theirs.onnx a.pt nets:build    is it what I trained?",
     )
 )

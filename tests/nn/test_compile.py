@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 import evenly
-from evenly.nn import compiled  # noqa: F401  # registers the operators
+from evenly.nn import compiled, counted  # noqa: F401  # register the operators
 
 # torch's own compiler warns of torch's own deprecations while it imports and traces.
 pytestmark = [

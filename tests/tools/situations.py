@@ -261,12 +261,6 @@ def _mixed() -> Case:
     return Case(net(), list(zip(x.split(64), y[:512].split(64), strict=True)))
 
 
-def _sorted() -> Case:
-    x, y = nets.digits()
-    order = y[:512].argsort(stable=True)
-    return Case(net(), list(zip(x[order].split(64), y[order].split(64), strict=True)))
-
-
 def _untracked(model: nn.Module) -> None:
     for norm in norms(model):
         norm.track_running_stats = False
@@ -374,7 +368,6 @@ SITUATIONS = {
         "instance norm with running statistics", lambda: Case(net("instance"), data()), "instance-running", "warning"
     ),
     "mixed": Situation("two kinds of images in every batch", _mixed, "two-groups", "note"),
-    "sorted": Situation("batches sorted by class", _sorted, "batches-differ", "warning"),
     "labels moved": Situation(
         "labels of another order of classes", _labels(lambda y: (y + 3) % 10), "not-the-norms", "warning"
     ),

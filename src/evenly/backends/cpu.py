@@ -15,7 +15,7 @@ from torch import Tensor
 
 from evenly import _cpu
 from evenly.backends import kernel, reference
-from evenly.backends.guard import has_memory, vector
+from evenly.backends.guard import fit, has_memory, readable, vector
 from evenly.backends.pool import Pool, default_limit
 from evenly.backends.records import Given, Gradients, Kept, Sums, Tensors, Wanted
 from evenly.backends.running import Running, update
@@ -84,7 +84,8 @@ class Kernel(kernel.Kernel):
         self._definition = reference.Kernel(norm, order)
         self._shape, self._stride, self._dtype = x.shape, x.stride(), x.dtype
         self._dtype_of_statistics = reference.statistics_dtype(x.dtype)
-        self._count, self._channels, self._positions, self._numel = p.count, p.channels, p.positions, p.numel
+        self._count, self._channels, self._sets = p.count, p.channels, p.sets
+        self._positions, self._numel = p.positions, p.numel
         # Without memory of their own: what empty_like makes the vectors of a call like.
         one = torch.empty(1, dtype=self._dtype_of_statistics, device=_CPU)
         self._per_set, self._per_channel = one.expand(p.outer, p.group), one.expand(p.channels)
@@ -209,28 +210,29 @@ class Kernel(kernel.Kernel):
 
     def _laid(self, t: Tensor) -> Tensor:
         """``t``, of the input's shape, in the memory that the walk goes over: itself where it lies so, else a copy."""
-        if t.dtype is self._dtype and t.stride() == self._stride and t.shape == self._shape and has_memory(t):
+        if has_memory(t) and t.dtype is self._dtype and t.stride() == self._stride and t.shape == self._shape:
             return t
         if t.shape != self._shape:
             raise ValueError(f"a tensor of shape {tuple(t.shape)} came where {tuple(self._shape)} is normalized.")
         laid = torch.empty_strided(self._shape, self._stride, dtype=self._dtype, device=_CPU)
-        return laid.copy_(t.detach())
+        return laid.copy_(readable(t))
 
     def _vector(self, name: str, t: Tensor) -> Tensor:
         return vector(name, t, self._channels, self._dtype_of_statistics)
 
     def _statistic(self, name: str, t: Tensor) -> Tensor:
-        return vector(name, t, self._per_set.numel(), self._dtype_of_statistics)
+        return vector(name, t, self._sets, self._dtype_of_statistics)
 
     def _record(self, tensors: Tensors) -> tuple[_cpu.Tensors, Tensors]:
         """The addresses, and the tensors behind them, which the caller keeps alive."""
         weight, bias, residual, mask = tensors
-        if weight is not None:
-            weight = self._vector("weight", weight)
-        if bias is not None:
-            bias = self._vector("bias", bias)
+        if not fit(self._dtype_of_statistics, self._channels, weight, bias):
+            weight = None if weight is None else self._vector("weight", weight)
+            bias = None if bias is None else self._vector("bias", bias)
+            tensors = Tensors(weight, bias, residual, mask)
         if residual is None and mask is None:
-            return _cpu.Tensors(_at(weight), _at(bias)), Tensors(weight, bias)
+            at = 0 if weight is None else weight.data_ptr(), 0 if bias is None else bias.data_ptr()
+            return _cpu.Tensors(*at), tensors
         if residual is not None:
             residual = self._laid(residual)
         elements = mask is not None and mask.numel() != self._positions
@@ -241,8 +243,13 @@ class Kernel(kernel.Kernel):
 
     def _left(self, tensors: Tensors, kept: Kept) -> tuple[_cpu.Tensors, _cpu.Kept, tuple[object, ...]]:
         """What forward left, as addresses, and the tensors behind them, which the caller keeps alive."""
-        mean, rstd = self._statistic("mean", kept.mean), self._statistic("rstd", kept.rstd)
-        slope, bits, residual, count = kept.slope, None, None, kept.count
+        mean, rstd, count, slope, _, _ = kept
+        if not fit(self._dtype_of_statistics, self._sets, mean, rstd):
+            mean, rstd = self._statistic("mean", mean), self._statistic("rstd", rstd)
+        if slope is None and tensors.mask is None and not isinstance(count, Tensor):
+            record, alive = self._record(tensors)
+            return record, _cpu.Kept(mean.data_ptr(), rstd.data_ptr(), 0, 0, 0, count), (mean, rstd, alive)
+        bits = residual = None
         if slope is not None and slope.dtype is torch.uint8:
             bits = vector("slopes", slope, -(-self._numel // 8), torch.uint8)
         elif slope is not None:
@@ -267,29 +274,16 @@ class Kernel(kernel.Kernel):
     def _running(self, running: Running) -> _cpu.Running | None:
         """The buffers as addresses, or None where `update` must write them."""
         mean, var, average, batches, skipped, unbiased, skip_nonfinite, pending, _ = running
-        if pending is not None or not (self._writes(mean) and self._writes(var)):
+        if pending is not None or not fit(self._dtype_of_statistics, self._channels, mean, var):
             return None
-        if not (_counts(batches) and _counts(skipped)):
+        if not fit(torch.int64, 1, batches, skipped):  # a counter of another type
             return None
         seen = 1 if type(average) is Constant or batches is None else int(batches) + 1
         factor = average(seen)
         return _cpu.Running(
-            mean.data_ptr(), var.data_ptr(), _at(batches), _at(skipped), factor, unbiased, skip_nonfinite
-        )
-
-    def _writes(self, buffer: Tensor) -> bool:
-        """Whether the kernel can write this buffer over the channels itself."""
-        return (
-            buffer.dtype is self._dtype_of_statistics
-            and buffer.numel() == self._channels
-            and buffer.is_contiguous()
-            and has_memory(buffer)
-        )
-
-
-def _counts(counter: Tensor | None) -> bool:
-    """Whether the kernel can raise this counter itself."""
-    return counter is None or (counter.dtype is torch.int64 and counter.numel() == 1 and has_memory(counter))
+            mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
+            0 if skipped is None else skipped.data_ptr(), factor, unbiased, skip_nonfinite,
+        )  # fmt: skip
 
 
 def _at(t: Tensor | int | None) -> int:

@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from typing import NamedTuple
 
 Average = Callable[[int], float]
 
 
-@dataclass(frozen=True)
-class Constant:
+class Constant(NamedTuple):
     """A weight that does not ask how many batches were seen, so that nobody need count."""
 
     weight: float

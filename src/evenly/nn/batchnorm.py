@@ -174,7 +174,7 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         if self._checks_rank:
             self._check_input_dim(input)
         settings = self._settings(activation)
-        tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual, mask)
+        tensors = Tensors(*state_of(self, "weight", "bias"), residual, mask)
         return batch(input, tensors, self._statistics(), settings, self._processes() if self.sync else None)
 
     def _asked(self) -> tuple[Any, ...]:
@@ -189,14 +189,13 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
 
     def _statistics(self) -> Running | Given | None:
         """The statistics to use, or the buffers to update: torch's three flags, read in one place."""
-        mean, var = state_of(self, "running_mean"), state_of(self, "running_var")
+        mean, var, batches = state_of(self, "running_mean", "running_var", "num_batches_tracked")
         if mean is None or var is None:
             return None
         if not self.training or self.frozen:
             return Given(mean, var)
         if not self.track_running_stats:
             return None
-        batches = state_of(self, "num_batches_tracked")
         return Running(
             mean, var, averages.average(self.average, self.momentum), batches,
             None if batches is None else self._skipped(mean), self.unbiased, self.nonfinite == "skip",

@@ -27,7 +27,6 @@ from evenly.core.partition import Partition
 from evenly.nn.call import Call
 from evenly.nn.enter import enter
 from evenly.nn.plan import prepared
-from evenly.nn.situation import recomputing
 
 
 def normalize(x: Tensor, tensors: Tensors, call: Call) -> Tensor:
@@ -47,17 +46,6 @@ def normalize(x: Tensor, tensors: Tensors, call: Call) -> Tensor:
         enter(statistics, Moments(count, mean.detach(), m2.detach()))
     result: Tensor = y
     return result
-
-
-@torch.library.custom_op("evenly::counts", mutates_args=())
-def counts(anchor: Tensor) -> Tensor:
-    """False while activation checkpointing recomputes (0-d bool); ``anchor`` gives the device."""
-    return torch.tensor(not recomputing(), device=anchor.device)
-
-
-@counts.register_fake
-def _(anchor: Tensor) -> Tensor:
-    return anchor.new_empty((), dtype=torch.bool)
 
 
 @torch.library.custom_op("evenly::normalize", mutates_args=())
@@ -110,9 +98,12 @@ def _bits(x: Tensor, tensors: Tensors, kept: Kept, norm: Norm, order: Sequence[i
 def _norm_of(
     partition: Sequence[int], eps: float, activation: str, argument: float, centered: bool, zero_masked: bool
 ) -> Norm:
-    return Norm(
-        Partition(*partition), eps, Activation(activation_name(activation or None), argument), centered, zero_masked
-    )
+    return Norm(Partition(*partition), eps, _activation(activation, argument), centered, zero_masked)
+
+
+def _activation(name: str, argument: float) -> Activation:
+    """An activation as operators carry it: an empty name for none."""
+    return Activation(activation_name(name or None), argument)
 
 
 def _kernel(norm: Norm, x: Tensor, order: Sequence[int]) -> Kernel:
@@ -140,11 +131,7 @@ def _(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape = (partition[0], partition[2]) if mean is None else (0,)
     dtype = reference.statistics_dtype(x.dtype)
-    bits = (
-        -(-x.numel() // 8)
-        if _keeps_bits(residual, Activation(activation_name(activation or None), argument), keep)
-        else 0
-    )
+    bits = -(-x.numel() // 8) if _keeps_bits(residual, _activation(activation, argument), keep) else 0
     statistics = [x.new_empty(shape, dtype=dtype) for _ in range(3)]
     return torch.empty_like(x), statistics[0], statistics[1], statistics[2], x.new_empty(bits, dtype=torch.uint8)
 
@@ -159,7 +146,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, ...]
     _, measured_mean, measured_rstd, _, bits = output
     if not ctx.given:
         mean, rstd = measured_mean, measured_rstd
-    curved = residual if settings[3] and Activation(settings[3]).kind.slope != "sign" else None
+    curved = residual if settings[3] and _activation(settings[3], 0.0).kind.slope != "sign" else None
     ctx.save_for_backward(x, weight, bias, curved, mask, mean, rstd, bits)
     ctx.settings, ctx.residual = settings, residual is not None
 

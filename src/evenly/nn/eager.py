@@ -9,12 +9,13 @@ import torch
 from torch import Tensor
 
 from evenly.backends import reference
+from evenly.backends.guard import Unreadable
 from evenly.backends.kernel import Kernel
 from evenly.backends.records import Kept, Tensors, Wanted
 from evenly.nn import kept as keeping
 from evenly.nn.call import Call
 from evenly.nn.differentiable import differentiate
-from evenly.nn.situation import plain
+from evenly.nn.situation import undisturbed
 
 
 class Normalize(torch.autograd.Function):
@@ -34,7 +35,8 @@ class Normalize(torch.autograd.Function):
         tensors = Tensors(weight, bias, residual, mask)
         strategy = keeping.strategy(x, tensors, call, weight_needs_gradient=ctx.needs_input_grad[1])
         y, kept = _forward(x, tensors, call, keep=True)
-        y = _own(y)
+        if y._is_view():
+            y = _own(y)
         strategy.keep(ctx, x, y, tensors, kept, call)
         return y
 
@@ -47,13 +49,17 @@ class Normalize(torch.autograd.Function):
         if torch.is_grad_enabled():
             call = call._replace(plan=call.plan._replace(kernel=kernel))
             return *differentiate(dy, x, tensors, kept, call, needs), None, None
-        if not plain(dy, x, tensors.weight, tensors.bias):  # batched gradients, tangents, a graph of the backward
-            kernel = reference.Kernel(kernel.norm, kernel.order)
         # Without an activation or zeroing the residual's gradient is dy itself.
         norm = kernel.norm
         own = need_r and (norm.activation.name is not None or (norm.zero_masked and tensors.mask is not None))
         wanted = Wanted(need_x, need_w or need_b, own)
-        dx, dweight, dbias, dresidual = _backward(dy, x, kernel, tensors, kept, wanted, call)
+        try:
+            if not undisturbed():
+                raise Unreadable
+            dx, dweight, dbias, dresidual = _backward(dy, x, kernel, tensors, kept, wanted, call)
+        except Unreadable:  # batched gradients, tangents, a graph of the backward
+            definition = reference.Kernel(norm, kernel.order)
+            dx, dweight, dbias, dresidual = _backward(dy, x, definition, tensors, kept, wanted, call)
         return (
             dx,
             _of_type(tensors.weight, dweight) if need_w else None,
@@ -92,9 +98,7 @@ def _of_type(parameter: Tensor | None, gradient: Tensor | None) -> Tensor | None
 
 
 def _own(y: Tensor) -> Tensor:
-    """``y`` itself where it owns its memory; a view made inside a Function could not be changed in place."""
-    if not y._is_view():
-        return y
+    """``y`` as the owner of its memory; a view made inside a Function could not be changed in place."""
     return torch.empty(0, dtype=y.dtype, device=y.device).set_(
         y.untyped_storage(), y.storage_offset(), y.shape, y.stride()
     )

@@ -16,7 +16,7 @@ def enter(running: Running, moments: Moments) -> None:
     kept, and leaves out the write alone.
     """
     if in_graph():
-        from evenly.nn.compiled import counts
+        from evenly.nn.counted import counts  # registers an operator, which takes a while
 
         update(running, moments, live=counts(moments.mean))
     elif may_write(running):

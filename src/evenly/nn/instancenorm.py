@@ -90,7 +90,7 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         single = input.ndim == self._get_no_batch_dim()
         x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
         assert x is not None
-        tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual, mask)
+        tensors = Tensors(*state_of(self, "weight", "bias"), residual, mask)
         y = self._normalized(x, tensors, self._settings(activation))
         return y[0] if single else y
 
@@ -104,7 +104,7 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         )  # fmt: skip
 
     def _normalized(self, x: Tensor, tensors: Tensors, settings: Settings) -> Tensor:
-        mean, var = state_of(self, "running_mean"), state_of(self, "running_var")
+        mean, var = state_of(self, "running_mean", "running_var")
         if mean is None or var is None:
             if not self.affine and x.shape[1] != self.num_features:
                 warnings.warn(

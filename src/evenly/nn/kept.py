@@ -56,6 +56,7 @@ class Input:
         self._keep(ctx, x, tensors, kept, call)
 
     def _keep(self, ctx: Any, saved: Tensor | None, tensors: Tensors, kept: Kept, call: Call) -> None:
+        """Save one tensor of the input's shape (or none), what the formula reads, and what was measured."""
         weight, bias, residual, mask = tensors
         mean, rstd, count, slope, measured, _ = kept
         if residual is None and mask is None and isinstance(count, int):

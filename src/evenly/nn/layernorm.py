@@ -70,7 +70,7 @@ class LayerNorm(Fused, nn.LayerNorm):
         """The normalised input; ``residual`` is added before the layer's activation, or this call's."""
         if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, activation=activation)
-        tensors = Tensors(state_of(self, "weight"), state_of(self, "bias"), residual)
+        tensors = Tensors(*state_of(self, "weight", "bias"), residual)
         return rows(input, tensors, self._settings(activation))
 
     _asked = attrgetter("eps", "activation", "activation_args", "channel", "normalized_shape")
@@ -139,7 +139,7 @@ class RMSNorm(Fused, nn.RMSNorm):
         """The normalised input; ``residual`` is added before the layer's activation, or this call's."""
         if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, activation=activation)
-        weight = state_of(self, "weight")
+        (weight,) = state_of(self, "weight")
         if self.zero_centered and weight is not None:
             weight = weight + 1
         return rows(input, Tensors(weight, None, residual), self._settings(activation))

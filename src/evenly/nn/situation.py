@@ -18,7 +18,7 @@ import torch.utils.checkpoint
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from evenly.backends.guard import is_ordinary
+from evenly.backends.guard import all_ordinary
 from evenly.backends.running import Running
 
 _CHECKPOINT = torch.utils.checkpoint.__file__
@@ -29,17 +29,17 @@ _task_id = getattr(torch._C, "_current_graph_task_id", lambda: 0)
 
 def plain(*tensors: Tensor | None) -> bool:
     """Whether a backend may have these tensors: no graph, transform, mode, tangent, subclass or meta."""
-    if (
+    return undisturbed() and all_ordinary(tensors)
+
+
+def undisturbed() -> bool:
+    """Whether nothing watches or transforms torch's operators here: no graph, transform, mode or tangent."""
+    return not (
         torch.compiler.is_compiling()
         or torch._C._functorch.get_dynamic_layer_stack_depth() > 0
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
-    ):
-        return False
-    for t in tensors:
-        if t is not None and not is_ordinary(t):
-            return False
-    return True
+    )
 
 
 def in_graph() -> bool:

@@ -5,11 +5,13 @@ from __future__ import annotations
 import math
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from evenly.tools import names
-from evenly.tools.diagnosis import Diagnosis
 from evenly.tools.finding import LEVELS, Channel, LayerView, listed
+
+if TYPE_CHECKING:
+    from evenly.tools.diagnosis import Diagnosis
 
 _BLUE, _RED, _GRAY = "#0072b2", "#d55e00", "#5b6673"  # told apart by everyone (Okabe and Ito)
 
