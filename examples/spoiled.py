@@ -1,8 +1,8 @@
 """The small network that `evenly demo` spoils in five ways.
 
-    python examples/spoiled.py FOLDER          writes good.pt and five spoiled checkpoints
-    cd examples
-    evenly diagnose spoiled:build --data spoiled:batches --weights FOLDER/nan.pt --fix FOLDER/mended.pt
+python examples/spoiled.py FOLDER          writes good.pt and five spoiled checkpoints
+cd examples
+evenly diagnose spoiled:build --data spoiled:batches --weights FOLDER/nan.pt --fix FOLDER/mended.pt
 """
 
 from __future__ import annotations

@@ -86,7 +86,7 @@ def _is_wrapped(t: Tensor) -> bool:
     return wrapped
 
 
-class Unreadable(TypeError):
+class UnreadableError(TypeError):
     """A tensor came that only torch's operators can read: a transform's, a subclass's, one without memory."""
 
 
@@ -94,10 +94,10 @@ def readable(t: Tensor) -> Tensor:
     """``t`` without its graph, to be copied from by torch's operators.
 
     Raises:
-        Unreadable: a copy would lose what ``t`` stands for.
+        UnreadableError: a copy would lose what ``t`` stands for.
     """
     if not is_ordinary(t):
-        raise Unreadable(f"a {type(t).__name__} cannot be read by a kernel; the reference can.")
+        raise UnreadableError(f"a {type(t).__name__} cannot be read by a kernel; the reference can.")
     return t.detach()
 
 

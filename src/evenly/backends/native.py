@@ -9,6 +9,7 @@ that of torch's operators.
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -40,10 +41,18 @@ def prepare(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel | None:
     if norm.centered and p.outer == 1 and p.group == p.channels and p.inner == p.stride:
         return BatchKernel(norm, order)
     if p.batch == 1 and p.group == 1 and p.stride == 1 and p.inner == p.channels:
-        return RowsKernel(norm, order) if norm.centered or hasattr(_OPERATORS, "_fused_rms_norm") else None
+        return RowsKernel(norm, order) if norm.centered or _has_rms(x.device.type) else None
     if norm.centered and p.batch == 1 and p.inner % p.stride == 0 and p.group * p.inner == p.channels * p.stride:
         return GroupKernel(norm, order)
     return None
+
+
+@cache
+def _has_rms(device: str) -> bool:
+    """Whether torch has RMS norm as one operator there, backward too, and does not compose it as the reference does."""
+    has = getattr(torch._C, "_dispatch_has_kernel_for_dispatch_key", None)  # private to torch, so guarded
+    names = ("aten::_fused_rms_norm", "aten::_fused_rms_norm_backward")
+    return has is not None and all(hasattr(_OPERATORS, n[6:]) and has(n, device.upper()) for n in names)
 
 
 class Kernel(reference.Kernel):

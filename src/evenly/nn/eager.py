@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from evenly.backends import reference
-from evenly.backends.guard import Unreadable
+from evenly.backends.guard import UnreadableError
 from evenly.backends.kernel import Kernel
 from evenly.backends.records import Kept, Tensors, Wanted
 from evenly.nn import kept as keeping
@@ -55,9 +55,9 @@ class Normalize(torch.autograd.Function):
         wanted = Wanted(need_x, need_w or need_b, own)
         try:
             if not undisturbed():
-                raise Unreadable
+                raise UnreadableError
             dx, dweight, dbias, dresidual = _backward(dy, x, kernel, tensors, kept, wanted, call)
-        except Unreadable:  # batched gradients, tangents, a graph of the backward
+        except UnreadableError:  # batched gradients, tangents, a graph of the backward
             definition = reference.Kernel(norm, kernel.order)
             dx, dweight, dbias, dresidual = _backward(dy, x, definition, tensors, kept, wanted, call)
         return (
