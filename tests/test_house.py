@@ -118,7 +118,7 @@ def imported(path: Path) -> Iterator[str]:
 
 
 def test_tests_mirror_the_source() -> None:
-    """Every folder of tests is a folder of the source (other people's libraries, the matrix and the soak apart), and every floor has tests."""
+    """Every folder of tests is a folder of the source (but for three), and every floor has tests."""
     tested = {p.parent.relative_to(ROOT / "tests").as_posix() for p in (ROOT / "tests").rglob("test_*.py")}
     source = {p.parent.relative_to(SOURCE).as_posix() for p in FILES}
 

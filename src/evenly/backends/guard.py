@@ -78,7 +78,8 @@ def _ordinary_keys(device: str) -> int:
     """All dispatch keys that an ordinary tensor of a device may have."""
     plain = torch.empty(1, device=device)
     tensors = (plain, torch._neg_view(plain), torch._efficientzerotensor(1, device=device))
-    return reduce(or_, (_keys(t).raw_repr() for t in tensors))
+    keys: int = reduce(or_, (_keys(t).raw_repr() for t in tensors))
+    return keys
 
 
 def _is_wrapped(t: Tensor) -> bool:

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import NamedTuple
 
 Average = Callable[[int], float]
 
 
-class Constant(NamedTuple):
+class Constant:
     """A weight that does not ask how many batches were seen, so that nobody need count."""
 
-    weight: float
+    __slots__ = ("weight",)
+
+    def __init__(self, weight: float) -> None:
+        self.weight = weight
 
     def __call__(self, seen: int, /) -> float:
         """The weight, whatever has been seen."""

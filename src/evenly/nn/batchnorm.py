@@ -174,7 +174,8 @@ class BatchNorm(Fused, Tracked, _BatchNorm):
         if self._checks_rank:
             self._check_input_dim(input)
         settings = self._settings(activation)
-        tensors = Tensors(*state_of(self, "weight", "bias"), residual, mask)
+        weight, bias = state_of(self, "weight", "bias")
+        tensors = Tensors(weight, bias, residual, mask)
         return batch(input, tensors, self._statistics(), settings, self._processes() if self.sync else None)
 
     def _asked(self) -> tuple[Any, ...]:

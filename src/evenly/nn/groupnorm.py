@@ -82,7 +82,8 @@ class GroupNorm(Fused, nn.GroupNorm):
         """
         if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, mask=mask, activation=activation)
-        tensors = Tensors(*state_of(self, "weight", "bias"), residual, mask)
+        weight, bias = state_of(self, "weight", "bias")
+        tensors = Tensors(weight, bias, residual, mask)
         return samples(input, tensors, None, self._settings(activation))
 
     _asked = attrgetter("eps", "activation", "activation_args", "channel", "num_groups", "zero_masked")

@@ -90,7 +90,8 @@ class _Instance(Fused, Tracked, _InstanceNorm):
         single = input.ndim == self._get_no_batch_dim()
         x, residual, mask = (t if t is None or not single else t[None] for t in (input, residual, mask))
         assert x is not None
-        tensors = Tensors(*state_of(self, "weight", "bias"), residual, mask)
+        weight, bias = state_of(self, "weight", "bias")
+        tensors = Tensors(weight, bias, residual, mask)
         y = self._normalized(x, tensors, self._settings(activation))
         return y[0] if single else y
 

@@ -77,7 +77,7 @@ class Fused:
         return text
 
 
-def state_of(module: nn.Module, *names: str) -> list[Any]:
+def state_of(module: nn.Module, *names: str) -> Any:
     """Parameters and buffers of ``module``, in a third of the time that ``module.name`` takes.
 
     Where somebody keeps one elsewhere (a parametrization, a replica), it is asked for the usual way.

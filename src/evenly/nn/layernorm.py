@@ -70,7 +70,8 @@ class LayerNorm(Fused, nn.LayerNorm):
         """The normalised input; ``residual`` is added before the layer's activation, or this call's."""
         if type(input) is not Tensor and traced(input):
             return leaf(self, input, residual=residual, activation=activation)
-        tensors = Tensors(*state_of(self, "weight", "bias"), residual)
+        weight, bias = state_of(self, "weight", "bias")
+        tensors = Tensors(weight, bias, residual)
         return rows(input, tensors, self._settings(activation))
 
     _asked = attrgetter("eps", "activation", "activation_args", "channel", "normalized_shape")
