@@ -40,7 +40,9 @@ def _pair(name: str, **options: Any) -> tuple[nn.Module, nn.Module]:
 
 
 @pytest.mark.parametrize("name", CASES)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.bfloat16])
+@pytest.mark.parametrize(
+    "dtype", [torch.float32, torch.float64, pytest.param(torch.bfloat16, marks=pytest.mark.precise)]
+)
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_same_values_and_gradients(name: str, dtype: torch.dtype, channels_last: bool) -> None:
     """Training and evaluation, contiguous and channels last, whose format is kept."""
@@ -274,6 +276,7 @@ def test_hooks_run() -> None:
     assert seen == ["before", "after", "backward"]
 
 
+@pytest.mark.precise
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 @pytest.mark.parametrize("rows", [4, 800])
 def test_short_and_long_layer_norms_are_as_precise(dtype: torch.dtype, rows: int) -> None:

@@ -10,6 +10,7 @@ from torch.nn.utils import fusion
 import evenly
 
 
+@pytest.mark.precise
 def test_a_large_constant() -> None:
     """Constant input 1e7: torch's x * a + b gives about -105 in place of 0."""
     x = torch.full((4, 2, 3, 3), 1e7)
@@ -18,6 +19,7 @@ def test_a_large_constant() -> None:
     assert evenly.BatchNorm2d(2)(x).abs().max() == 0
 
 
+@pytest.mark.precise
 def test_a_large_constant_in_evaluation() -> None:
     """The same with given statistics."""
     torchs, ours = nn.BatchNorm2d(2).eval(), evenly.BatchNorm2d(2).eval()
@@ -30,6 +32,7 @@ def test_a_large_constant_in_evaluation() -> None:
     assert ours(x).abs().max() == 0
 
 
+@pytest.mark.precise
 def test_channels_last_accuracy() -> None:
     """At mean 1e4 torch's channels-last kernel loses 7 to 58 times the accuracy of its own NCHW kernel."""
     x = (torch.randn(8, 16, 28, 28) + 1e4).contiguous(memory_format=torch.channels_last)
