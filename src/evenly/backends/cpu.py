@@ -9,6 +9,7 @@ switches it off).
 from __future__ import annotations
 
 import os
+from functools import lru_cache
 
 import torch  # before _cpu: its OpenMP runtime is the one both use
 from torch import Tensor
@@ -86,9 +87,8 @@ class Kernel(kernel.Kernel):
         self._dtype_of_statistics = reference.statistics_dtype(x.dtype)
         self._count, self._channels, self._sets = p.count, p.channels, p.sets
         self._positions, self._numel = p.positions, p.numel
-        # Without memory of their own: what empty_like makes the vectors of a call like.
-        one = torch.empty(1, dtype=self._dtype_of_statistics, device=_CPU)
-        self._per_set, self._per_channel = one.expand(p.outer, p.group), one.expand(p.channels)
+        self._per_set = _like(self._dtype_of_statistics, p.outer, p.group)
+        self._per_channel = _like(self._dtype_of_statistics, p.channels)
 
     def forward(
         self, x: Tensor, tensors: Tensors, statistics: Running | Given | None, *, keep: bool, spread: bool = False
@@ -284,6 +284,16 @@ class Kernel(kernel.Kernel):
             mean.data_ptr(), var.data_ptr(), 0 if batches is None else batches.data_ptr(),
             0 if skipped is None else skipped.data_ptr(), factor, unbiased, skip_nonfinite,
         )  # fmt: skip
+
+
+@lru_cache(maxsize=1024)
+def _like(dtype: torch.dtype, *shape: int) -> Tensor:
+    """What `torch.empty_like` makes vectors of a call like: a tensor of one number, expanded.
+
+    Kernels share them: small things that live long, allocated between large ones that do not, would
+    keep the allocator from giving memory back.
+    """
+    return torch.empty(1, dtype=dtype, device=_CPU).expand(*shape)
 
 
 def _at(t: Tensor | int | None) -> int:
