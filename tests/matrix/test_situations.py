@@ -211,3 +211,79 @@ def test_autocast_gives_torchs_types() -> None:
     with torch.autocast("cpu", dtype=torch.bfloat16):
         assert evenly.BatchNorm2d(6)(x).dtype == nn.BatchNorm2d(6)(x).dtype
         assert evenly.functional.layer_norm(x, (5,)).dtype == F.layer_norm(x, (5,)).dtype
+
+
+@pytest.mark.parametrize("activation", ["relu", "gelu", None])
+@pytest.mark.parametrize("name", LAYERS)
+def test_the_residuals_gradient_alone(name: str, activation: str | None) -> None:
+    """Where nothing but the residual needs a gradient it is the definition's, and nothing is read that is not there."""
+    layer, (x, _, dy) = LAYERS[name](activation).requires_grad_(False), _call("plain", torch.contiguous_format)
+    found = []
+    for backend in ("auto", "reference"):
+        residual = torch.zeros(SHAPE, requires_grad=True)
+        with evenly.use_backend(backend):
+            found.append(torch.autograd.grad(layer(x, residual=residual), residual, dy)[0])
+
+    torch.testing.assert_close(*found, rtol=1e-4, atol=1e-4)
+
+
+DYS = {
+    "expanded": lambda t: t[:1, :1, :1, :1].expand(SHAPE),
+    "channels last": lambda t: t.contiguous(memory_format=torch.channels_last),
+    "a slice": lambda t: torch.stack([t, t], -1)[..., 0],
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("layout", DYS)
+@pytest.mark.parametrize("name", LAYERS)
+def test_a_gradient_of_any_layout(name: str, layout: str, backend: str) -> None:
+    """Gradients that arrive expanded, sliced or channels last are read as torch reads them."""
+    layer, (x, _, dy) = LAYERS[name](None), _call("plain", torch.contiguous_format)
+    found = []
+    for chosen in (backend, "reference"):
+        leaf = x.clone().requires_grad_()
+        with evenly.use_backend(chosen):
+            found.append(torch.autograd.grad(layer(leaf), [leaf, *layer.parameters()], DYS[layout](dy)))
+
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-3, atol=1e-3)
+
+
+def test_an_odd_input_does_not_choose_the_kernel_of_later_ones() -> None:
+    """A lazily negated input, seen first, leaves the plan of ordinary ones of its shape as it is."""
+    from evenly.nn import plan
+
+    plan._PLANS.clear()
+    layer = evenly.GroupNorm(2, 6)
+    layer(torch._neg_view(torch.randn(SHAPE)))
+    layer(torch.randn(SHAPE))
+    alone = {p.kernel.name for p in plan._PLANS.values()}
+    plan._PLANS.clear()
+    layer(torch.randn(SHAPE))
+
+    assert {p.kernel.name for p in plan._PLANS.values()} <= alone
+
+
+@pytest.mark.parametrize("zero_masked", [False, True])
+@pytest.mark.parametrize("activation", ["relu", "leaky_relu", "elu", "silu"])
+def test_given_statistics_a_fixed_weight_a_residual_and_a_mask(activation: str, zero_masked: bool) -> None:
+    """The activation's slope enters once, whatever is saved in place of the input."""
+    layer = evenly.BatchNorm2d(6, activation=activation, zero_masked=zero_masked)  # type: ignore[arg-type]
+    layer.eval().requires_grad_(False)
+    x, kwargs, dy = _call("mask", torch.contiguous_format)
+    found = []
+    for backend in ("auto", "native", "reference"):
+        a, b = x.clone().requires_grad_(), torch.ones(SHAPE, requires_grad=True)
+        with evenly.use_backend(backend):
+            found.append(torch.autograd.grad(layer(a, residual=b, **kwargs), [a, b], dy))
+    a = x.double().requires_grad_()
+    b = torch.ones(SHAPE, dtype=torch.float64, requires_grad=True)
+    z = a / (1 + layer.eps) ** 0.5 + b
+    y = getattr(F, activation)(z)
+    counts = kwargs["mask"].unsqueeze(1)
+    truth = torch.autograd.grad(torch.where(counts, y, 0) if zero_masked else y, [a, b], dy.double())
+
+    for gradients in found:
+        for one, other in zip(gradients, truth, strict=True):
+            torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)

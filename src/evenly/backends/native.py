@@ -106,7 +106,8 @@ class Kernel(reference.Kernel):
         """Weight and bias as the operator takes them, detached from any graph."""
         dtype = self._affine_dtype(x)
         weight, bias = (None if t is None else t.detach().to(dtype) for t in tensors[:2])
-        if dtype != x.dtype and weight is None:  # the operators tell mixed types by the weight's
+        # The operators tell mixed types by the weight's, and their backward wants one beside a bias.
+        if weight is None and bias is not None:
             weight = x.new_ones(self.norm.partition.channels, dtype=dtype)
         return weight, bias
 
@@ -115,7 +116,7 @@ class Kernel(reference.Kernel):
 
     def _view(self, x: Tensor) -> Tensor:
         """The tensor as the operator takes it: contiguous, in memory order."""
-        return self._flat(x).reshape(self._shape)
+        return self._flat(x).reshape(self._shape).contiguous()  # the operators' backward reads by address
 
     @property
     def _shape(self) -> tuple[int, ...]:

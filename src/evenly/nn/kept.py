@@ -80,7 +80,7 @@ class Output(Input):
 
     def keep(self, ctx: Any, x: Tensor, y: Tensor, tensors: Tensors, kept: Kept, call: Call) -> None:
         """Save the output."""
-        self._keep(ctx, y, tensors._replace(residual=None), kept, call)
+        self._keep(ctx, y, tensors._replace(residual=None), kept._replace(slope=None), call)
 
     def recover(self, ctx: Any, dy: Tensor) -> Recovered:
         """The gradient before the activation, which is done with; any input will do."""

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from evenly import backends
 from evenly.backends import reference
+from evenly.backends.guard import has_memory
 from evenly.backends.kernel import Kernel
 from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Running
@@ -71,7 +72,7 @@ def remembered(find: Find, x: Tensor, tensors: Tensors, statistics: Statistics, 
     weight, bias = tensors[0], tensors[1]
     try:
         key = (
-            settings, x.shape, x.stride(), x.dtype, x.is_cpu, backends.chosen(),
+            settings, x.shape, x.stride(), x.dtype, has_memory(x), x.device.type, backends.chosen(),
             None if weight is None else weight.shape, None if bias is None else bias.shape,
             None if statistics is None else (type(statistics), statistics[0].shape, statistics[1].shape),
         )  # fmt: skip
