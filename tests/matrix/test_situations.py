@@ -287,3 +287,41 @@ def test_given_statistics_a_fixed_weight_a_residual_and_a_mask(activation: str, 
     for gradients in found:
         for one, other in zip(gradients, truth, strict=True):
             torch.testing.assert_close(one.double(), other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_short_layer_norm_under_hooks_that_lay_tensors_otherwise() -> None:
+    """Transposed memory comes back for the input of a row norm that torch's operator would do; gradients stay."""
+    layer, x = evenly.LayerNorm(5), torch.randn(3, 6, 5)
+    found = []
+    hooks: list[tuple[Any, Any]] = [
+        (lambda t: t, lambda t: t),
+        (lambda t: t.transpose(0, -1).contiguous(), lambda t: t.transpose(0, -1)),
+    ]
+    for pack, unpack in hooks:
+        leaf = x.clone().requires_grad_()
+        with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+            y = layer(leaf)
+        found.append(torch.autograd.grad(y.pow(3).sum(), leaf)[0])
+
+    torch.testing.assert_close(*found)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_native_in_half_precision_without_weights(dtype: torch.dtype) -> None:
+    """Every norm without weight and bias has its gradient, and a large constant comes to nothing."""
+    functional = evenly.functional
+    norms: dict[str, Callable[[Tensor], Any]] = {
+        "batch": lambda x: functional.batch_norm(x, None, None, training=True),
+        "group": lambda x: functional.group_norm(x, 2),
+        "instance": lambda x: functional.instance_norm(x),
+        "layer": lambda x: functional.layer_norm(x, (5,)),
+        "rms": lambda x: functional.rms_norm(x, (5,)),
+    }
+    dy = torch.randn(SHAPE).to(dtype)
+    for norm in norms.values():
+        found = []
+        for backend in ("native", "reference"):
+            x = torch.randn(SHAPE, generator=torch.Generator().manual_seed(1)).to(dtype).requires_grad_()
+            with evenly.use_backend(backend):
+                found.append(torch.autograd.grad(norm(x), x, dy)[0])
+        torch.testing.assert_close(*found, rtol=0.05, atol=0.05)

@@ -106,13 +106,16 @@ class Kernel(reference.Kernel):
         """Weight and bias as the operator takes them, detached from any graph."""
         dtype = self._affine_dtype(x)
         weight, bias = (None if t is None else t.detach().to(dtype) for t in tensors[:2])
-        # The operators tell mixed types by the weight's, and their backward wants one beside a bias.
-        if weight is None and bias is not None:
+        # Backward wants a weight beside a bias; layer norm tells by it that its statistics are float32.
+        if weight is None and (bias is not None or self._wants_weight(x)):
             weight = x.new_ones(self.norm.partition.channels, dtype=dtype)
         return weight, bias
 
     def _affine_dtype(self, x: Tensor) -> torch.dtype:
         return reference.statistics_dtype(x.dtype)
+
+    def _wants_weight(self, x: Tensor) -> bool:
+        return False
 
     def _view(self, x: Tensor) -> Tensor:
         """The tensor as the operator takes it: contiguous, in memory order."""
@@ -224,6 +227,9 @@ class RowsKernel(Kernel):
     def _shape(self) -> tuple[int, ...]:
         p = self.norm.partition
         return (p.outer, p.inner)
+
+    def _wants_weight(self, x: Tensor) -> bool:
+        return self._affine_dtype(x) != x.dtype
 
     def _affine_dtype(self, x: Tensor) -> torch.dtype:
         """Beside float32 weights the CPU's layer norm keeps float32 statistics; other devices keep them anyhow."""

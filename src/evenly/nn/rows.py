@@ -14,7 +14,7 @@ from evenly.nn.layout import Layout, layout
 from evenly.nn.path import normalize
 from evenly.nn.plan import Plan, Statistics, planned, remembered
 from evenly.nn.settings import Settings
-from evenly.nn.situation import leaving, plain
+from evenly.nn.situation import hooked, leaving, plain
 
 _TORCHS = 2 << 20  # bytes; from about here on the kernels' memory, which is used again, outweighs the call
 
@@ -33,7 +33,7 @@ def rows(x: Tensor, tensors: Tensors, settings: Settings) -> Tensor:
     if residual is not None:
         x, residual = check.with_residual(x, residual)
     plan = remembered(find, x, tensors, None, settings)
-    if plan.short and residual is None and _of_one_type(x, weight, bias) and plain(x, weight, bias):
+    if plan.short and residual is None and _of_one_type(x, weight, bias) and plain(x, weight, bias) and not hooked():
         return _by_torch(x, tensors, settings, None)
     if not plan.dense:
         x = x.contiguous()

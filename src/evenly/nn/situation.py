@@ -24,6 +24,7 @@ from evenly.backends.running import Running
 _CHECKPOINT = torch.utils.checkpoint.__file__
 _ENGINE = torch.autograd.graph.__file__
 # Private, so guarded: where a torch lacks it, the stack is read at every training forward.
+_saved_tensors_hooks = getattr(torch._C._autograd, "_top_saved_tensors_default_hooks", lambda _: True)
 _task_id = getattr(torch._C, "_current_graph_task_id", lambda: 0)
 
 
@@ -40,6 +41,11 @@ def undisturbed() -> bool:
         or torch._C._len_torch_dispatch_stack() > 0
         or forward_ad._current_level >= 0
     )
+
+
+def hooked() -> bool:
+    """Whether somebody's hooks pack what is saved for backward, whose layouts torch's own layer norm does not check."""
+    return _saved_tensors_hooks(False) is not None
 
 
 def in_graph() -> bool:
