@@ -139,8 +139,7 @@ class Kernel(kernel.Kernel):
         dx = pool.empty_like(x) if wanted.dx else None
         dresidual = pool.empty_like(x) if wanted.dresidual else None
         dweight = dbias = None
-        # Where statistics were measured the kernel's second sweep reads the sums, also for dresidual alone.
-        if wanted.affine or (kept.measured and (wanted.dx or wanted.dresidual)):
+        if any(wanted) if kept.measured else wanted.affine:  # the second sweep reads the sums, for dresidual too
             dweight, dbias = torch.empty_like(self._per_channel), torch.empty_like(self._per_channel)
         record, left, alive = self._left(tensors, kept)
         self._norm.backward(
