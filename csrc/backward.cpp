@@ -5,6 +5,7 @@
 #include "loops.hpp"
 #include "mask.hpp"
 #include "sum.hpp"
+#include "walks.hpp"
 
 namespace evenly {
 namespace EVENLY_ISA {
@@ -206,7 +207,7 @@ struct Pass {
     }
 
     // The sums of no elements.
-    void clear() const {
+    void nothing() const {
         if (!f.sum) return;
         for (A* sums : {sum_g, sum_gx}) std::fill(sums, sums + p.sets(), A(0));
         for (A* sums : {dweight, dbias}) std::fill(sums, sums + p.channels, A(0));
@@ -227,46 +228,9 @@ struct Pass {
     }
 };
 
-template <class T>
-void run(const Backward& f) {
-    Pass<T> pass(f, f.partition);
-    switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
-        case Walk::planes:
-            return PlaneWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::columns:
-            return ColumnWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::rows:
-            return RowWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::channels: {
-            const Partition places = places_of(f.partition);
-            Pass<T> by_places(f, places);
-            return ChannelWalk<Pass<T>>(by_places, f.threads).run();
-        }
-        case Walk::empty:
-            return pass.clear();
-        case Walk::none:
-            return;
-    }
-}
-
 }  // namespace
 
-#if defined(EVENLY_BFLOAT16_ALONE)
-void backward(const Backward& f) { run<bfloat16>(f); }
-#else
-void backward(const Backward& f) {
-    switch (f.dtype) {
-        case DType::float32:
-            return run<float>(f);
-        case DType::float64:
-            return run<double>(f);
-        case DType::bfloat16:
-            return run<bfloat16>(f);
-        case DType::float16:
-            return run<float16>(f);
-    }
-}
-#endif
+void backward(const Backward& call) { walk_any_type<Pass>(call); }
 
 }  // namespace EVENLY_ISA
 }  // namespace evenly

@@ -4,6 +4,7 @@
 #include "kernels.hpp"
 #include "mask.hpp"
 #include "measure.hpp"
+#include "walks.hpp"
 
 namespace evenly {
 namespace EVENLY_ISA {
@@ -48,6 +49,10 @@ struct Pass {
           streams(goes_past_cache(p.numel() * static_cast<i64>(sizeof(T)))),
           element(static_cast<i64>(sizeof(T)) * (residual ? 2 : 1)) {}
 
+    // Of no elements there is nothing but statistics.
+    void nothing() const {
+        for (i64 set = 0; f.measure && set < p.sets(); ++set) finish(set, {});
+    }
     i64 reserve(i64) const { return 0; }
     void take(Arena&, i64) const {}
     void reduce(const Team&, i64) const {}
@@ -108,47 +113,9 @@ struct Pass {
     }
 };
 
-template <class T>
-void run(const Forward& f) {
-    Pass<T> pass(f, f.partition);
-    switch (walk_of(f.partition, f.mask != nullptr, sizeof(T))) {
-        case Walk::planes:
-            return PlaneWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::columns:
-            return ColumnWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::rows:
-            return RowWalk<Pass<T>>(pass, f.threads).run();
-        case Walk::channels: {
-            const Partition places = places_of(f.partition);
-            Pass<T> by_places(f, places);
-            return ChannelWalk<Pass<T>>(by_places, f.threads).run();
-        }
-        case Walk::empty:
-            for (i64 set = 0; f.measure && set < f.partition.sets(); ++set) pass.finish(set, {});
-            return;
-        case Walk::none:
-            return;
-    }
-}
-
 }  // namespace
 
-#if defined(EVENLY_BFLOAT16_ALONE)
-void forward(const Forward& f) { run<bfloat16>(f); }
-#else
-void forward(const Forward& f) {
-    switch (f.dtype) {
-        case DType::float32:
-            return run<float>(f);
-        case DType::float64:
-            return run<double>(f);
-        case DType::bfloat16:
-            return run<bfloat16>(f);
-        case DType::float16:
-            return run<float16>(f);
-    }
-}
-#endif
+void forward(const Forward& call) { walk_any_type<Pass>(call); }
 
 }  // namespace EVENLY_ISA
 }  // namespace evenly

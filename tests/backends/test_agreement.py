@@ -15,7 +15,7 @@ from torch import Tensor
 from evenly import backends
 from evenly.backends import native, reference
 from evenly.backends.kernel import Kernel
-from evenly.backends.memory import memory_order
+from evenly.backends.memory import memory_order, statistics_dtype
 from evenly.backends.records import Kept, Tensors, Wanted
 from evenly.core.activation import IDENTITY, Activation
 from evenly.core.norm import Norm
@@ -83,7 +83,7 @@ def both_ways(
     measured: bool = True,
 ) -> dict[str, Tensor]:
     """All that forward and backward return, in float64."""
-    statistics = reference.statistics_dtype(dtype)
+    statistics = statistics_dtype(dtype)
     x, dy = given.x.to(dtype), given.dy.to(dtype)
     weight, bias = given.weight.to(statistics), given.bias.to(statistics)
     tensors = Tensors(weight, bias, given.residual.to(dtype) if residual else None, mask)

@@ -15,7 +15,7 @@ import evenly
 from evenly import backends
 from evenly.backends import reference
 from evenly.backends.kernel import Kernel
-from evenly.backends.memory import memory_order
+from evenly.backends.memory import memory_order, statistics_dtype
 from evenly.backends.records import Given, Tensors, Wanted
 from evenly.backends.running import Running, update
 from evenly.core.activation import IDENTITY, Activation
@@ -149,6 +149,13 @@ print(os.waitpid(child, 0)[1])
     assert python(code) == "0"
 
 
+def test_kernels_are_imported_with_the_layers() -> None:
+    """Not at the first call: a process that forks while another thread imports would hang in the child."""
+    code = "import sys, evenly; evenly.BatchNorm1d; print('evenly.backends.cpu' in sys.modules)"
+
+    assert python(code) == "True"
+
+
 def test_relu_saves_the_input_and_four_numbers_a_channel() -> None:
     """Nothing else of the size of the input is kept for backward."""
     shape, partition = LAYOUTS["planes"]
@@ -261,7 +268,7 @@ def test_short_and_long_calls_may_take_different_instruction_sets_and_agree() ->
 def test_given_variances_are_turned_into_rstd_in_the_kernel(layout: str, dtype: torch.dtype) -> None:
     """Mean and variance of the channels give what normalizing by one over their root gives, forward and backward."""
     shape, partition = LAYOUTS[layout]
-    statistics = reference.statistics_dtype(dtype)
+    statistics = statistics_dtype(dtype)
     x, dy = torch.randn(shape).to(dtype), torch.randn(shape).to(dtype)
     weight, bias, mean = (torch.randn(6, dtype=statistics) for _ in range(3))
     var = torch.rand(6, dtype=statistics)

@@ -325,3 +325,60 @@ def test_native_in_half_precision_without_weights(dtype: torch.dtype) -> None:
             with evenly.use_backend(backend):
                 found.append(torch.autograd.grad(norm(x), x, dy)[0])
         torch.testing.assert_close(*found, rtol=0.05, atol=0.05)
+
+
+@pytest.mark.parametrize("backend", ["auto", "native", "reference"])
+@pytest.mark.parametrize("name", LAYERS)
+def test_saved_tensors_laid_otherwise_on_every_backend(name: str, backend: str) -> None:
+    """Statistics, weights and input that come back in another layout are read as what they are."""
+    layer, (x, _, dy) = LAYERS[name]("relu"), _call("plain", torch.contiguous_format)
+    found = []
+    for hooks in (contextlib.nullcontext, AROUND["saved tensors laid otherwise"]):
+        leaf = x.clone().requires_grad_()
+        with evenly.use_backend(backend), hooks():
+            y = layer(leaf)
+        found.append(torch.autograd.grad(y, [leaf, *layer.parameters()], dy))
+
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+VECTORS: dict[str, Callable[[Tensor], Tensor]] = {
+    "gaps": lambda t: t.repeat_interleave(2)[::2],
+    "reversed memory": lambda t: t.flip(0).as_strided((t.numel(),), (1,)).flip(0),
+    "one number": lambda t: t[:1].expand(t.numel()),
+    "lazily negated": lambda t: torch._neg_view(-t),
+}
+
+
+@pytest.mark.parametrize("backend", ["auto", "native"])
+@pytest.mark.parametrize("kind", VECTORS)
+def test_weights_of_any_layout_on_every_backend(kind: str, backend: str) -> None:
+    """Weight and bias with gaps, expanded or lazily negated, for every function of the family."""
+    functional, (x, _, dy) = evenly.functional, _call("plain", torch.contiguous_format)
+    norms: dict[str, tuple[int, Callable[..., Any]]] = {
+        "batch": (6, lambda x, w, b: functional.batch_norm(x, None, None, w, b, training=True)),
+        "group": (6, lambda x, w, b: functional.group_norm(x, 2, w, b)),
+        "instance": (6, lambda x, w, b: functional.instance_norm(x, weight=w, bias=b)),
+        "layer": (5, lambda x, w, b: functional.layer_norm(x, (5,), w, b, activation="relu")),
+        "rms": (5, lambda x, w, b: functional.rms_norm(x, (5,), w, activation="relu")),
+    }
+    for length, norm in norms.values():
+        found = []
+        for chosen in (backend, "reference"):
+            leaf = x.clone().requires_grad_()
+            weight, bias = (VECTORS[kind](torch.linspace(a, 2, length)) for a in (0.5, -1.0))
+            with evenly.use_backend(chosen):
+                y = norm(leaf, weight, bias)
+                found.append([y, *torch.autograd.grad(y, leaf, dy)])
+        for one, other in zip(*found, strict=True):
+            torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-4)
+
+
+def test_a_mask_where_there_are_no_channels() -> None:
+    """Nothing is normalised, and the output is as empty as the input, on every backend."""
+    x, mask = torch.randn(2, 0, 3), torch.ones(2, 3, dtype=torch.bool)
+    for backend in ("auto", "native", "reference"):
+        with evenly.use_backend(backend):
+            y = evenly.functional.batch_norm(x, None, None, training=True, mask=mask)
+            assert isinstance(y, Tensor) and y.shape == x.shape

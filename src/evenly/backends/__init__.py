@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from contextvars import ContextVar, Token
 from functools import cache
 from importlib import import_module
@@ -13,6 +14,13 @@ from torch import Tensor
 from evenly.backends import native, reference
 from evenly.backends.kernel import Kernel
 from evenly.core.norm import Norm
+
+# Now, and not at the first call: a process that forks while another thread imports hangs in the child.
+_cpu: ModuleType | None
+try:
+    _cpu, _missing = import_module("evenly.backends.cpu"), None
+except ImportError as error:
+    _cpu, _missing = None, error
 
 REGISTRY = ("cpu", "native", "reference")
 """The backends, in the order in which they are asked whether they serve a tensor."""
@@ -57,23 +65,15 @@ def available_by_name(name: str) -> ModuleType | None:
 
 @cache
 def import_cpu() -> ModuleType | None:
-    """The CPU backend, or None where its extension was not built."""
-    try:
-        return import_module("evenly.backends.cpu")
-    except ImportError as error:
-        _warn_pure(error)
-        return None
-
-
-def _warn_pure(error: ImportError) -> None:
-    import warnings
-
-    warnings.warn(
-        f"evenly's CPU kernels are not built ({error}); every layer runs on torch's operators. "
-        "Install a C++17 compiler and reinstall evenly.",
-        RuntimeWarning,
-        stacklevel=5,
-    )
+    """The CPU backend, or None where its extension was not built, which is said once."""
+    if _cpu is None:
+        warnings.warn(
+            f"evenly's CPU kernels are not built ({_missing}); every layer runs on torch's operators. "
+            "Install a C++17 compiler and reinstall evenly.",
+            RuntimeWarning,
+            stacklevel=5,
+        )
+    return _cpu
 
 
 class use_backend:  # noqa: N801  # read as a verb, like torch.no_grad

@@ -15,8 +15,9 @@ import torch  # before _cpu: its OpenMP runtime is the one both use
 from torch import Tensor
 
 from evenly import _cpu
-from evenly.backends import kernel, reference
+from evenly.backends import kernel
 from evenly.backends.guard import fit, has_memory, readable, vector
+from evenly.backends.memory import statistics_dtype
 from evenly.backends.pool import Pool, default_limit
 from evenly.backends.records import Given, Gradients, Kept, Sums, Tensors, Wanted
 from evenly.backends.running import Running, update
@@ -31,8 +32,8 @@ pool = Pool(default_limit(), _cpu.advise_huge)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether the kernels take tensors like ``x``."""
-    return x.dtype in _NUMBER and has_memory(x)
+    """Whether the kernels take tensors of this device, type and layout; the guard sees to each one."""
+    return x.dtype in _NUMBER and x.is_cpu and x.layout == torch.strided
 
 
 def prepare(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel | None:
@@ -71,6 +72,7 @@ class Kernel(kernel.Kernel):
     """
 
     name = "cpu"
+    guards = True
 
     def __init__(self, norm: Norm, x: Tensor, order: tuple[int, ...]) -> None:
         super().__init__(norm, order)
@@ -82,9 +84,8 @@ class Kernel(kernel.Kernel):
         )  # fmt: skip
         self.walks: bool = self._norm.walks(False)
         self._walks_masked: bool = self._norm.walks(True)
-        self._definition = reference.Kernel(norm, order)
         self._shape, self._stride, self._dtype = x.shape, x.stride(), x.dtype
-        self._dtype_of_statistics = reference.statistics_dtype(x.dtype)
+        self._dtype_of_statistics = statistics_dtype(x.dtype)
         self._count, self._channels, self._sets = p.count, p.channels, p.sets
         self._positions, self._numel = p.positions, p.numel
         self._per_set = _like(self._dtype_of_statistics, p.outer, p.group)
@@ -94,8 +95,6 @@ class Kernel(kernel.Kernel):
         self, x: Tensor, tensors: Tensors, statistics: Running | Given | None, *, keep: bool, spread: bool = False
     ) -> tuple[Tensor, Kept]:
         """Steps 1 and 2 and the running statistics in one visit, or step 2 by given statistics."""
-        if tensors.mask is not None and not self._walks_masked:
-            return self._definition.forward(x, tensors, statistics, keep=keep)
         if isinstance(statistics, Given):
             return self._forward_given(x, tensors, statistics, keep=keep)
         x = self._laid(x)
@@ -133,8 +132,6 @@ class Kernel(kernel.Kernel):
 
     def backward(self, dy: Tensor, x: Tensor, tensors: Tensors, kept: Kept, wanted: Wanted) -> Gradients:
         """Steps 3 and 4 in one visit."""
-        if tensors.mask is not None and not self._walks_masked:
-            return self._definition.backward(dy, x, tensors, kept, wanted)
         dy, x = self._laid(dy), self._laid(x)
         dx = pool.empty_like(x) if wanted.dx else None
         dresidual = pool.empty_like(x) if wanted.dresidual else None
@@ -151,8 +148,6 @@ class Kernel(kernel.Kernel):
 
     def moments(self, x: Tensor, mask: Tensor | None = None) -> Moments:
         """Step 1."""
-        if mask is not None and not self._walks_masked:
-            return self._definition.moments(x, mask)
         x = self._laid(x)
         mean, rstd, m2 = (torch.empty_like(self._per_set) for _ in range(3))
         count = self._count if mask is None else torch.empty_like(self._per_set)
@@ -168,8 +163,6 @@ class Kernel(kernel.Kernel):
         self, x: Tensor, tensors: Tensors, mean: Tensor, rstd: Tensor, *, keep: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Step 2."""
-        if tensors.mask is not None and not self._walks_masked:
-            return self._definition.normalize(x, tensors, mean, rstd, keep=keep)
         x = self._laid(x)
         y = pool.empty_like(x)
         mean, rstd = self._statistic("mean", mean), self._statistic("rstd", rstd)
@@ -181,8 +174,6 @@ class Kernel(kernel.Kernel):
 
     def backward_sums(self, dy: Tensor, x: Tensor, tensors: Tensors, kept: Kept) -> Sums:
         """Step 3."""
-        if tensors.mask is not None and not self._walks_masked:
-            return self._definition.backward_sums(dy, x, tensors, kept)
         dy, x = self._laid(dy), self._laid(x)
         sums = Sums(*(torch.empty_like(t) for t in (self._per_set, self._per_set, *[self._per_channel] * 2)))
         record, left, alive = self._left(tensors, kept)
@@ -195,8 +186,6 @@ class Kernel(kernel.Kernel):
         self, dy: Tensor, x: Tensor, tensors: Tensors, kept: Kept, sums: Sums | None, *, dresidual: bool
     ) -> tuple[Tensor, Tensor | None]:
         """Step 4."""
-        if tensors.mask is not None and not self._walks_masked:
-            return self._definition.backward_input(dy, x, tensors, kept, sums, dresidual=dresidual)
         dy, x = self._laid(dy), self._laid(x)
         dx, dres = pool.empty_like(x), pool.empty_like(x) if dresidual else None
         g, gx = (None, None) if sums is None else (self._statistic("g", sums.g), self._statistic("gx", sums.gx))
@@ -237,6 +226,8 @@ class Kernel(kernel.Kernel):
             residual = self._laid(residual)
         elements = mask is not None and mask.numel() != self._positions
         if mask is not None:
+            if not self._walks_masked:
+                raise ValueError("layer norm over channels takes no mask.")
             mask = vector("mask", mask, self._numel if elements else self._positions, self._dtype_of_statistics)
         record = _cpu.Tensors(_at(weight), _at(bias), _at(residual), _at(mask), elements)
         return record, Tensors(weight, bias, residual, mask)

@@ -18,6 +18,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from evenly.backends.memory import statistics_dtype
 from evenly.backends.records import Given, Gradients, Kept, Sums, Tensors, Wanted
 from evenly.backends.running import Running, update
 from evenly.core.moments import Moments
@@ -44,6 +45,7 @@ class Kernel:
     """
 
     name = "reference"
+    guards = False  # whether it looks at every tensor itself, and raises UnreadableError for what torch alone can read
 
     def __init__(self, norm: Norm, order: tuple[int, ...]) -> None:
         self.norm, self.order = norm, order
@@ -132,6 +134,6 @@ class Kernel:
 
     def given(self, x: Tensor, statistics: Given, *, copy: bool) -> tuple[Tensor, Tensor]:
         """Mean and rstd of given statistics, shape ``(1, channels)``; copied, since a batch may be entered before."""
-        dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+        dtype = statistics_dtype(x.dtype)
         mean = statistics.mean.to(dtype, copy=copy)
         return mean.unsqueeze(0), torch.rsqrt(statistics.var.to(dtype) + self.norm.eps).unsqueeze(0)

@@ -1,8 +1,14 @@
-"""In which order a tensor's axes lie in memory, and how to bring them into a wanted order."""
+"""In which order and type a tensor's numbers lie in memory, and how to bring them into a wanted order."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
+
+
+def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The type in which statistics are kept: float64 for float64, else float32."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def memory_order(x: Tensor) -> tuple[int, ...]:

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from evenly.backends import reference
 from evenly.backends.activations import activation_slope, apply_activation
-from evenly.backends.guard import is_ordinary
+from evenly.backends.memory import statistics_dtype
 from evenly.backends.records import Given, Gradients, Kept, Tensors, Wanted
 from evenly.backends.running import Running, update
 from evenly.core.activation import IDENTITY
@@ -29,8 +29,8 @@ _TYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def serves(x: Tensor) -> bool:
-    """Whether torch's operators take tensors like ``x``."""
-    return x.dtype in _TYPES and x.layout == torch.strided and is_ordinary(x)
+    """Whether torch's operators take tensors of this type and layout."""
+    return x.dtype in _TYPES and x.layout == torch.strided
 
 
 def prepare(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel | None:
@@ -58,7 +58,8 @@ def _has_rms(device: str) -> bool:
 class Kernel(reference.Kernel):
     """What the operators share: residual and activation after them, and their slopes before them in backward.
 
-    Calls with a mask, and the steps between which processes talk, are the reference's.
+    Calls with a mask, and the steps between which processes talk, are the reference's. Several of the
+    operators read by address what torch's own layers make contiguous before: so does this class.
     """
 
     name = "native"
@@ -98,6 +99,7 @@ class Kernel(reference.Kernel):
             before = tensors._replace(residual=kept.slope)
             z, _ = self._without_activation.normalize(x, before, kept.mean, kept.rstd, keep=False)
             dy = dy * activation_slope(z, self.norm.activation)
+        kept = kept._replace(mean=kept.mean.contiguous(), rstd=kept.rstd.contiguous())
         dx, dweight, dbias = self._gradients(self._view(dy), self._view(x), affine, kept, wanted)
         dx = None if dx is None or not wanted.dx else self._shaped(dx, x)
         return Gradients(dx, dweight, dbias, dy if wanted.dresidual else None)
@@ -105,21 +107,21 @@ class Kernel(reference.Kernel):
     def _affine_of(self, x: Tensor, tensors: Tensors) -> Affine:
         """Weight and bias as the operator takes them, detached from any graph."""
         dtype = self._affine_dtype(x)
-        weight, bias = (None if t is None else t.detach().to(dtype) for t in tensors[:2])
+        weight, bias = (None if t is None else t.detach().to(dtype).contiguous() for t in tensors[:2])
         # Backward wants a weight beside a bias; layer norm tells by it that its statistics are float32.
         if weight is None and (bias is not None or self._wants_weight(x)):
             weight = x.new_ones(self.norm.partition.channels, dtype=dtype)
         return weight, bias
 
     def _affine_dtype(self, x: Tensor) -> torch.dtype:
-        return reference.statistics_dtype(x.dtype)
+        return statistics_dtype(x.dtype)
 
     def _wants_weight(self, x: Tensor) -> bool:
         return False
 
     def _view(self, x: Tensor) -> Tensor:
         """The tensor as the operator takes it: contiguous, in memory order."""
-        return self._flat(x).reshape(self._shape).contiguous()  # the operators' backward reads by address
+        return self._flat(x).reshape(self._shape).contiguous()
 
     @property
     def _shape(self) -> tuple[int, ...]:
@@ -193,7 +195,7 @@ class GroupKernel(Kernel):
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         view, group = self._view(x), self.norm.partition.group
         y, mean, rstd = _OPERATORS.native_group_norm(view, weight, bias, *self._shape, group, self.norm.eps)
-        dtype = reference.statistics_dtype(x.dtype)
+        dtype = statistics_dtype(x.dtype)
         return y, mean.to(dtype), rstd.to(dtype), self.moments(x).m2 if spread else None
 
     def _gradients(
@@ -233,13 +235,13 @@ class RowsKernel(Kernel):
 
     def _affine_dtype(self, x: Tensor) -> torch.dtype:
         """Beside float32 weights the CPU's layer norm keeps float32 statistics; other devices keep them anyhow."""
-        return reference.statistics_dtype(x.dtype) if self.norm.centered and x.is_cpu else x.dtype
+        return statistics_dtype(x.dtype) if self.norm.centered and x.is_cpu else x.dtype
 
     def _measured(
         self, x: Tensor, weight: Tensor | None, bias: Tensor | None, *, spread: bool
     ) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
         view, width, eps = self._view(x), [self.norm.partition.inner], self.norm.eps
-        dtype = reference.statistics_dtype(x.dtype)
+        dtype = statistics_dtype(x.dtype)
         if self.norm.centered:
             y, mean, rstd = _OPERATORS.native_layer_norm(view, width, weight, bias, eps)
             mean = mean.to(dtype)

@@ -15,16 +15,11 @@ from torch import Tensor
 
 from evenly.backends import kernel
 from evenly.backends.activations import activation_slope, apply_activation, invert, slope_of_bits
-from evenly.backends.memory import inverse
+from evenly.backends.memory import inverse, statistics_dtype
 from evenly.backends.records import Kept, Sums, Tensors
 from evenly.core.moments import Moments
 from evenly.core.norm import Norm
 from evenly.core.partition import Partition
-
-
-def statistics_dtype(dtype: torch.dtype) -> torch.dtype:
-    """The type in which statistics are kept: float64 for float64, else float32."""
-    return torch.float64 if dtype == torch.float64 else torch.float32
 
 
 def serves(x: Tensor) -> bool:

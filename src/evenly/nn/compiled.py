@@ -17,7 +17,7 @@ from torch import Tensor
 from evenly.backends import reference
 from evenly.backends.activations import bits_of_slope
 from evenly.backends.kernel import Kernel
-from evenly.backends.memory import in_order
+from evenly.backends.memory import in_order, statistics_dtype
 from evenly.backends.records import Given, Kept, Tensors, Wanted
 from evenly.backends.running import Running
 from evenly.core.activation import Activation, activation_name
@@ -69,7 +69,7 @@ def _normalize(
     """``(y, mean, rstd, m2, bits)``; what was given, or is not needed, is returned empty."""
     norm = _norm_of(partition, eps, activation, argument, centered, zero_masked)
     kernel = _kernel(norm, x, order)
-    tensors, none = Tensors(weight, bias, residual, mask), x.new_empty(0, dtype=reference.statistics_dtype(x.dtype))
+    tensors, none = Tensors(weight, bias, residual, mask), x.new_empty(0, dtype=statistics_dtype(x.dtype))
     if mean is not None and rstd is not None:
         y, slope = kernel.normalize(x, tensors, mean, rstd, keep=keep)
         kept = Kept(mean, rstd, norm.partition.count, slope, False)
@@ -130,7 +130,7 @@ def _(
     keep: bool,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     shape = (partition[0], partition[2]) if mean is None else (0,)
-    dtype = reference.statistics_dtype(x.dtype)
+    dtype = statistics_dtype(x.dtype)
     bits = -(-x.numel() // 8) if _keeps_bits(residual, _activation(activation, argument), keep) else 0
     statistics = [x.new_empty(shape, dtype=dtype) for _ in range(3)]
     return torch.empty_like(x), statistics[0], statistics[1], statistics[2], x.new_empty(bits, dtype=torch.uint8)

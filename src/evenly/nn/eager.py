@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +10,9 @@ import torch
 from torch import Tensor
 
 from evenly.backends import reference
-from evenly.backends.guard import UnreadableError
+from evenly.backends.guard import UnreadableError, all_ordinary
 from evenly.backends.kernel import Kernel
-from evenly.backends.records import Kept, Tensors, Wanted
+from evenly.backends.records import Gradients, Kept, Tensors, Wanted
 from evenly.nn import kept as keeping
 from evenly.nn.call import Call
 from evenly.nn.differentiable import differentiate
@@ -53,13 +54,7 @@ class Normalize(torch.autograd.Function):
         norm = kernel.norm
         own = need_r and (norm.activation.name is not None or (norm.zero_masked and tensors.mask is not None))
         wanted = Wanted(need_x, need_w or need_b, own)
-        try:
-            if not undisturbed():
-                raise UnreadableError
-            dx, dweight, dbias, dresidual = _backward(dy, x, kernel, tensors, kept, wanted, call)
-        except UnreadableError:  # batched gradients, tangents, a graph of the backward
-            definition = reference.Kernel(norm, kernel.order)
-            dx, dweight, dbias, dresidual = _backward(dy, x, definition, tensors, kept, wanted, call)
+        dx, dweight, dbias, dresidual = _backward(dy, x, kernel, tensors, kept, wanted, call)
         return (
             dx,
             _of_type(tensors.weight, dweight) if need_w else None,
@@ -84,7 +79,15 @@ def _forward(x: Tensor, tensors: Tensors, call: Call, *, keep: bool) -> tuple[Te
 
 def _backward(
     dy: Tensor, x: Tensor, kernel: Kernel, tensors: Tensors, kept: Kept, wanted: Wanted, call: Call
-) -> tuple[Tensor | None, ...]:
+) -> Gradients:
+    """By the kernel; the definition takes gradients that are batched, have tangents or are part of a graph."""
+    if undisturbed() and (kernel.guards or all_ordinary((dy, x))):
+        with contextlib.suppress(UnreadableError):
+            return _by(kernel, dy, x, tensors, kept, wanted, call)
+    return _by(reference.Kernel(kernel.norm, kernel.order), dy, x, tensors, kept, wanted, call)
+
+
+def _by(kernel: Kernel, dy: Tensor, x: Tensor, tensors: Tensors, kept: Kept, wanted: Wanted, call: Call) -> Gradients:
     if call.sharing is None:
         return kernel.backward(dy, x, tensors, kept, wanted)
     return kernel.composed_backward(dy, x, tensors, kept, wanted, call.sharing)

@@ -49,7 +49,8 @@ def mask_in_memory(mask: Tensor, x: Tensor, channel: int, order: tuple[int, ...]
         ) from None
     if mask.dtype != torch.bool and not torch.compiler.is_compiling() and not mask.is_meta:
         _refuse_negative(mask)
-    return mask.detach().permute(order).reshape(-1)
+    flat = mask.detach().permute(order).reshape(-1)
+    return flat if x.shape[channel] else flat[:0]  # without channels there are no positions either
 
 
 def _refuse_negative(mask: Tensor) -> None:

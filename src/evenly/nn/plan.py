@@ -16,7 +16,6 @@ from torch import Tensor
 
 from evenly import backends
 from evenly.backends import reference
-from evenly.backends.guard import has_memory
 from evenly.backends.kernel import Kernel
 from evenly.backends.records import Given, Tensors
 from evenly.backends.running import Running
@@ -72,7 +71,7 @@ def remembered(find: Find, x: Tensor, tensors: Tensors, statistics: Statistics, 
     weight, bias = tensors[0], tensors[1]
     try:
         key = (
-            settings, x.shape, x.stride(), x.dtype, has_memory(x), x.device.type, backends.chosen(),
+            settings, x.shape, x.stride(), x.dtype, x.device.type, backends.chosen(),
             None if weight is None else weight.shape, None if bias is None else bias.shape,
             None if statistics is None else (type(statistics), statistics[0].shape, statistics[1].shape),
         )  # fmt: skip
@@ -91,9 +90,7 @@ def planned(
     x: Tensor, settings: Settings, partition: Partition, layout: Layout, *, uneven: int = 0, short: bool = False
 ) -> Plan:
     """The plan for ``x``, once it is known how it lies and which elements share statistics."""
-    eps = settings.eps
-    if eps is None:  # of the type computed in, which for half precision is float32
-        eps = torch.finfo(reference.statistics_dtype(x.dtype)).eps
+    eps = settings.eps_for(x.dtype)
     norm = Norm(partition, eps, settings.activation, settings.kind != "rms", settings.zero_masked)
     like = x if layout.dense else x.contiguous()
     kernel = prepared(norm, like, layout.order)
@@ -103,12 +100,20 @@ def planned(
 
 
 def prepared(norm: Norm, x: Tensor, order: tuple[int, ...]) -> Kernel:
-    """The kernel of a backend for tensors that have memory, the reference's for all others."""
+    """The kernel of a backend for tensors that have memory, the reference's for all others; made once for each kind."""
     if torch.compiler.is_compiling() or type(x) not in _PLAIN or x.is_meta:
         return reference.Kernel(norm, order)
-    return backends.prepare(norm, x, order)
+    key = norm, order, x.shape, x.stride(), x.dtype, x.device.type, backends.chosen()
+    kernel = _KERNELS.get(key)
+    if kernel is None:
+        kernel = backends.prepare(norm, x, order)
+        if len(_KERNELS) >= _MOST:
+            _KERNELS.clear()
+        _KERNELS[key] = kernel
+    return kernel
 
 
 _PLAIN = (Tensor, torch.nn.Parameter, torch.nn.Buffer)
 _MOST = 4096  # of ever new shapes (sequences of every length) no more than this are kept
 _PLANS: dict[Any, Plan] = {}
+_KERNELS: dict[Any, Kernel] = {}

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from evenly.backends.reference import statistics_dtype
+from evenly.backends.memory import statistics_dtype
 from evenly.backends.running import Running
 from evenly.core.moments import Moments
 

@@ -91,12 +91,8 @@ def _exported(x: Tensor, tensors: Tensors, settings: Settings) -> Tensor:
 
 
 def _by_torch(x: Tensor, tensors: Tensors, settings: Settings, channel: int | None) -> Tensor:
-    eps = settings.eps
-    if eps is None:
-        eps = torch.finfo(torch.float64 if x.dtype == torch.float64 else torch.float32).eps
-    return exported.row_norm(
-        x, settings.shape, tensors.weight, tensors.bias, eps, settings.kind == "layer", channel
-    )  # fmt: skip
+    eps, centered = settings.eps_for(x.dtype), settings.kind == "layer"
+    return exported.row_norm(x, settings.shape, tensors.weight, tensors.bias, eps, centered, channel)
 
 
 def _flat(vector: Tensor | None) -> Tensor | None:

@@ -8,11 +8,11 @@ from typing import Any, Literal
 
 import torch
 
+from evenly.backends.memory import statistics_dtype
 from evenly.core.activation import IDENTITY, Activation
 from evenly.nn.renorm import Renorm
 
 Kind = Literal["batch", "instance", "group", "layer", "rms"]
-Single = Literal["error", "skip", "running", "pass"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,6 +44,10 @@ class Settings:
     single: str = "error"
     renorm: Renorm | None = None
     inplace: bool = False
+
+    def eps_for(self, dtype: torch.dtype) -> float:
+        """Epsilon for input of a type; where none was given, that of the type computed in."""
+        return torch.finfo(statistics_dtype(dtype)).eps if self.eps is None else self.eps
 
 
 def settings_of(
